@@ -1,0 +1,164 @@
+//! What the worker needs of a broker, free of any client library.
+
+mod amqp;
+mod topology;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+
+use chrono::{DateTime, Utc};
+
+pub use amqp::{AmqpConsumer, AmqpPublisher, AmqpSettle, connect};
+pub use topology::{Argument, Queue, RETRY_DELAYS, Topology};
+
+/// Counts the attempts at an action, from 1.
+pub const HEADER_ATTEMPT: &str = "x-deckswain-attempt";
+/// When the action was first delivered to a worker, RFC 3339.
+pub const HEADER_FIRST_SEEN: &str = "x-deckswain-first-seen";
+
+/// How often the action came back from the dead letters by a replay.
+pub const HEADER_REPLAYS: &str = "x-deckswain-replays";
+
+/// A header's value; what else AMQP knows is the broker's own bookkeeping and is left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderValue {
+    /// A string.
+    Text(String),
+    /// An integer of any width.
+    Integer(i64),
+    /// A truth value.
+    Boolean(bool),
+}
+
+impl From<&str> for HeaderValue {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+/// A message's properties, as far as the worker reads or writes them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Properties {
+    /// `message_id`.
+    pub message_id: Option<String>,
+    /// `correlation_id`.
+    pub correlation_id: Option<String>,
+    /// `reply_to`.
+    pub reply_to: Option<String>,
+    /// `content_type`.
+    pub content_type: Option<String>,
+    /// `type`.
+    pub message_type: Option<String>,
+    /// `app_id`.
+    pub app_id: Option<String>,
+    /// `timestamp`, to the second.
+    pub timestamp: Option<DateTime<Utc>>,
+    /// `headers`.
+    pub headers: BTreeMap<String, HeaderValue>,
+}
+
+impl Properties {
+    /// How often the action was replayed.
+    #[must_use]
+    pub fn replays(&self) -> i64 {
+        match self.headers.get(HEADER_REPLAYS) {
+            Some(HeaderValue::Integer(replays)) => *replays,
+            _ => 0,
+        }
+    }
+
+    /// Which attempt this delivery is, from 1.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        match self.headers.get(HEADER_ATTEMPT) {
+            Some(HeaderValue::Integer(attempt)) => u32::try_from(*attempt).unwrap_or(1).max(1),
+            _ => 1,
+        }
+    }
+}
+
+/// A message that a broker handed over, not yet settled.
+#[derive(Debug)]
+pub struct Delivery<S> {
+    /// The message, byte for byte.
+    pub body: Vec<u8>,
+    /// Its properties.
+    pub properties: Properties,
+    /// Whether it may have been delivered before.
+    pub redelivered: bool,
+    /// Where it had been published.
+    pub exchange: String,
+    /// With which routing key.
+    pub routing_key: String,
+    /// The way to settle it.
+    pub settle: S,
+}
+
+/// A message to be published, persistent and mandatory.
+#[derive(Debug, Clone)]
+pub struct Publication<'a> {
+    /// The exchange; empty for the default exchange.
+    pub exchange: &'a str,
+    /// The routing key.
+    pub routing_key: &'a str,
+    /// The properties.
+    pub properties: &'a Properties,
+    /// The message.
+    pub body: &'a [u8],
+}
+
+/// Why a message is not known to be safe with the broker.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// No queue takes it.
+    #[error("the broker returned the message: {0}")]
+    Returned(String),
+    /// The broker would not take it.
+    #[error("the broker refused the message (nack)")]
+    Nacked,
+    /// No confirm came in time.
+    #[error("no confirm within {0} s")]
+    Unconfirmed(u64),
+    /// The connection or the channel failed.
+    #[error("failed to publish: {0}")]
+    Failed(String),
+}
+
+/// Why the broker cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// Waiting does not help.
+    #[error("{what}")]
+    Refused {
+        /// What the broker refuses.
+        what: String,
+        /// What a person can do about it.
+        hint: String,
+    },
+    /// It may be back later.
+    #[error("{0}")]
+    Away(String),
+}
+
+/// The seam on which messages go out.
+pub trait Publish: Send + Sync + 'static {
+    /// Publishes one message; `Ok` means that the broker confirmed it and a queue holds it.
+    fn publish(&self, publication: Publication<'_>) -> impl Future<Output = Result<(), PublishError>> + Send;
+}
+
+/// The seam on which a delivery ends.
+pub trait Settle: Send + 'static {
+    /// Tells the broker that it may forget the message.
+    fn ack(self) -> impl Future<Output = Result<(), BrokerError>> + Send;
+}
+
+/// The seam on which deliveries come in.
+pub trait Consume: Send {
+    /// How a delivery is settled.
+    type Settle: Settle;
+
+    /// The next delivery; `Err` ends the consumer, which must then be built anew.
+    fn next(&mut self) -> impl Future<Output = Result<Delivery<Self::Settle>, BrokerError>> + Send;
+    /// Asks for no further deliveries.
+    fn cancel(&mut self) -> impl Future<Output = ()> + Send;
+}

@@ -1,0 +1,240 @@
+//! The broker over AMQP 0-9-1; the one module that names `lapin`.
+
+mod convert;
+mod publisher;
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::time::Duration;
+
+use futures_lite::StreamExt as _;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions,
+    QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection, ConnectionProperties, Consumer, ErrorKind, ExchangeKind};
+use tokio::time::timeout;
+
+use super::{Argument, BrokerError, Consume, Delivery, Queue, Settle, Topology};
+pub use publisher::AmqpPublisher;
+
+/// How long any single answer of the broker may take.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
+/// Seconds between heartbeats where the URL does not say; a mute peer is given up after two.
+const HEARTBEAT_SECONDS: u16 = 10;
+
+const ACCESS_REFUSED: u16 = 403;
+
+/// Waits for the broker's answer, but not for ever.
+async fn answer<T>(what: &str, asked: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
+    match timeout(ANSWER_TIME_MAX, asked).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(explain(what, &error)),
+        Err(_) => Err(no_answer(what)),
+    }
+}
+
+fn no_answer(what: &str) -> BrokerError {
+    BrokerError::Away(format!("failed to {what}: no answer within {} s", ANSWER_TIME_MAX.as_secs()))
+}
+
+fn reply_code(error: &lapin::Error) -> Option<u16> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => Some(error.get_id()),
+        _ => None,
+    }
+}
+
+fn explain(what: &str, error: &lapin::Error) -> BrokerError {
+    let said = format!("failed to {what}: {error}");
+    let hint = match (error.kind(), reply_code(error)) {
+        (ErrorKind::InvalidProtocolVersion(_), _) => {
+            "is this an AMQP 0-9-1 port? RabbitMQ's is 5672 by default"
+        }
+        (_, Some(403)) => "check the user, the password and the user's permissions in --broker",
+        (_, Some(406)) => {
+            "something of that name exists with other arguments: delete it, or choose another --prefix"
+        }
+        (_, Some(503)) => "the broker does not know the exchange type: a plugin may not be enabled",
+        (_, Some(530)) => {
+            "check the virtual host in --broker: `/` is written %2f; `rabbitmqctl list_vhosts` shows them"
+        }
+        _ => return BrokerError::Away(said),
+    };
+    BrokerError::Refused { what: said, hint: hint.to_owned() }
+}
+
+/// Opens one connection; `Err` tells what cannot get better by waiting from what can.
+async fn open(url: &str, name: &str) -> Result<Connection, BrokerError> {
+    let mut uri: lapin::uri::AMQPUri = url.parse().map_err(|error| BrokerError::Refused {
+        what: format!("--broker is no AMQP URL: {error}"),
+        hint: "write it like amqp://user:password@host:5672/%2f".to_owned(),
+    })?;
+    uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+    let properties = ConnectionProperties::default()
+        .with_connection_name(name.into())
+        .with_executor(tokio_executor_trait::Tokio::current())
+        .with_reactor(tokio_reactor_trait::Tokio::current());
+    answer("connect to the broker", Connection::connect_uri(uri, properties)).await
+}
+
+/// Connects, declares what is missing, and starts to consume.
+///
+/// Publishing has a connection of its own, as a broker under a memory alarm blocks a
+/// connection that publishes as a whole, acks on it too.
+pub async fn connect(url: &str, topology: &Topology, prefetch: u16) -> Result<AmqpConsumer, BrokerError> {
+    let connection = open(url, "deckswain consume").await?;
+    declare(&connection, topology).await?;
+    let channel = answer("open a channel", connection.create_channel()).await?;
+    answer("set the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+    let queue = topology.actions.clone();
+    let consumer = consume(&channel, &queue).await?;
+    Ok(AmqpConsumer { connection, channel, consumer, queue, held: VecDeque::new() })
+}
+
+async fn consume(channel: &Channel, queue: &str) -> Result<Consumer, BrokerError> {
+    let consume = channel.basic_consume(queue, "", BasicConsumeOptions::default(), FieldTable::default());
+    answer(&format!("consume from {queue}"), consume).await
+}
+
+async fn declare(connection: &Connection, topology: &Topology) -> Result<(), BrokerError> {
+    for name in topology.exchanges() {
+        let declare = |passive| async move {
+            let channel = connection.create_channel().await?;
+            let options =
+                ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
+            channel.exchange_declare(name, ExchangeKind::Topic, options, FieldTable::default()).await?;
+            channel.close(200, "done").await
+        };
+        or_else_there(&format!("declare exchange {name}"), declare(false), declare(true)).await?;
+    }
+    for queue in topology.queues() {
+        let queue = &queue;
+        let declare = |passive| async move {
+            let channel = connection.create_channel().await?;
+            let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
+            channel.queue_declare(&queue.name, options, arguments(queue)).await?;
+            channel.close(200, "done").await
+        };
+        or_else_there(&format!("declare queue {}", queue.name), declare(false), declare(true)).await?;
+        if let Some(exchange) = &queue.bound_to {
+            let bind = async {
+                let channel = connection.create_channel().await?;
+                let options = QueueBindOptions::default();
+                channel.queue_bind(&queue.name, exchange, "#", options, FieldTable::default()).await?;
+                channel.close(200, "done").await
+            };
+            answer(&format!("bind queue {} to {exchange}", queue.name), bind).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Declares what is there or not there yet; whoever may not declare may still use what is there.
+///
+/// Each declaration has a channel of its own, as a refusal closes it.
+async fn or_else_there(
+    what: &str,
+    declare: impl Future<Output = lapin::Result<()>>,
+    look: impl Future<Output = lapin::Result<()>>,
+) -> Result<(), BrokerError> {
+    match timeout(ANSWER_TIME_MAX, declare).await {
+        Ok(Err(error)) if reply_code(&error) == Some(ACCESS_REFUSED) => answer(what, look).await,
+        Ok(other) => answer(what, std::future::ready(other)).await,
+        Err(_) => Err(no_answer(what)),
+    }
+}
+
+fn arguments(queue: &Queue) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in &queue.arguments {
+        let value = match value {
+            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
+            Argument::Integer(integer) => AMQPValue::LongLongInt(*integer),
+        };
+        table.insert((*name).into(), value);
+    }
+    table
+}
+
+/// Deliveries of the actions queue.
+pub struct AmqpConsumer {
+    connection: Connection,
+    channel: Channel,
+    consumer: Consumer,
+    queue: String,
+    held: VecDeque<Delivery<AmqpSettle>>,
+}
+
+/// Settles one delivery on the channel that it came by.
+#[derive(Debug)]
+pub struct AmqpSettle(lapin::acker::Acker);
+
+impl AmqpConsumer {
+    /// Asks for up to `prefetch` deliveries at once from here on.
+    ///
+    /// A quorum queue takes a new limit only from a new consumer.
+    pub async fn open_up(&mut self, prefetch: u16) -> Result<(), BrokerError> {
+        self.cancel().await;
+        // What was on its way when the old consumer ended is still to be handed out.
+        while let Ok(Some(Ok(delivery))) = timeout(ANSWER_TIME_MAX, self.consumer.next()).await {
+            self.held.push_back(delivery_from(delivery));
+        }
+        answer("set the prefetch", self.channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+        self.consumer = consume(&self.channel, &self.queue).await?;
+        Ok(())
+    }
+
+    /// Asks the broker for a sign of life: of a peer that went mute nobody is told.
+    pub async fn check(&self) -> Result<(), BrokerError> {
+        let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
+        let look = self.channel.queue_declare(&self.queue, options, FieldTable::default());
+        answer("hear from the broker", look).await.map(|_| ())
+    }
+
+    /// Closes the connection; what is not settled goes back to its queue.
+    pub async fn close(self) {
+        // A broker that no longer answers has dropped the connection, or soon will.
+        let _ = timeout(ANSWER_TIME_MAX, self.connection.close(200, "done")).await;
+    }
+}
+
+impl Consume for AmqpConsumer {
+    type Settle = AmqpSettle;
+
+    async fn next(&mut self) -> Result<Delivery<AmqpSettle>, BrokerError> {
+        if let Some(delivery) = self.held.pop_front() {
+            return Ok(delivery);
+        }
+        match self.consumer.next().await {
+            Some(Ok(delivery)) => Ok(delivery_from(delivery)),
+            Some(Err(error)) => Err(BrokerError::Away(format!("lost the consumer: {error}"))),
+            None => Err(BrokerError::Away("lost the consumer: the broker cancelled it".to_owned())),
+        }
+    }
+
+    async fn cancel(&mut self) {
+        let tag = self.consumer.tag();
+        let cancel = self.channel.basic_cancel(tag.as_str(), BasicCancelOptions::default());
+        // Where this fails the consumer is gone already.
+        let _ = timeout(ANSWER_TIME_MAX, cancel).await;
+    }
+}
+
+fn delivery_from(delivery: lapin::message::Delivery) -> Delivery<AmqpSettle> {
+    Delivery {
+        properties: convert::properties_from(&delivery.properties),
+        body: delivery.data,
+        redelivered: delivery.redelivered,
+        exchange: delivery.exchange.to_string(),
+        routing_key: delivery.routing_key.to_string(),
+        settle: AmqpSettle(delivery.acker),
+    }
+}
+
+impl Settle for AmqpSettle {
+    async fn ack(self) -> Result<(), BrokerError> {
+        answer("ack a delivery", async { self.0.ack(BasicAckOptions::default()).await.map(|_| ()) }).await
+    }
+}

@@ -1,0 +1,123 @@
+//! Publishing with confirms over a pool of channels.
+
+use std::sync::Arc;
+
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::publisher_confirm::Confirmation;
+use lapin::{Channel, Connection};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use super::{ANSWER_TIME_MAX, answer, convert, declare, open};
+use crate::broker::{BrokerError, Publication, Publish, PublishError, Topology};
+
+/// How many idle channels are kept; more than this many publishes at once open channels of their own.
+const IDLE_CHANNELS_MAX: usize = 16;
+
+/// Publishes on a connection of its own, which it opens anew when it was lost.
+///
+/// Each channel has one publish outstanding at a time: with more, the client library
+/// can hand a returned message to the wrong confirm.
+#[derive(Clone)]
+pub struct AmqpPublisher {
+    url: Arc<str>,
+    topology: Arc<Topology>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    connection: Option<Connection>,
+    idle: Vec<Channel>,
+    declared: bool,
+}
+
+impl AmqpPublisher {
+    /// A publisher that connects when it is first needed.
+    #[must_use]
+    pub fn new(url: &str, topology: &Topology) -> Self {
+        Self { url: url.into(), topology: Arc::new(topology.clone()), state: Arc::default() }
+    }
+
+    async fn channel(&self) -> Result<Channel, BrokerError> {
+        let mut state = self.state.lock().await;
+        state.idle.retain(|channel| channel.status().connected());
+        if state.declared
+            && let Some(channel) = state.idle.pop()
+        {
+            return Ok(channel);
+        }
+        let connection = match state.connection.take().filter(|connection| connection.status().connected()) {
+            Some(connection) => connection,
+            None => {
+                state.declared = false;
+                open(&self.url, "deckswain publish").await?
+            }
+        };
+        // Whatever fails here, the connection is kept only if it has answered all of it.
+        if !state.declared {
+            declare(&connection, &self.topology).await?;
+            state.declared = true;
+        }
+        let channel = answer("open a channel", connection.create_channel()).await?;
+        state.connection = Some(connection);
+        drop(state);
+        answer("turn confirms on", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(channel)
+    }
+
+    /// Has the exchanges and queues looked after before the next publish.
+    async fn doubt(&self) {
+        self.state.lock().await.declared = false;
+    }
+
+    async fn give_back(&self, channel: Channel) {
+        let mut state = self.state.lock().await;
+        if state.idle.len() < IDLE_CHANNELS_MAX {
+            state.idle.push(channel);
+        }
+    }
+
+    /// Closes the connection.
+    pub async fn close(&self) {
+        if let Some(connection) = self.state.lock().await.connection.take() {
+            // Under a memory alarm the close is never answered, and nothing is outstanding by now.
+            let _ = timeout(ANSWER_TIME_MAX, connection.close(200, "done")).await;
+        }
+    }
+}
+
+impl Publish for AmqpPublisher {
+    async fn publish(&self, publication: Publication<'_>) -> Result<(), PublishError> {
+        let channel = self.channel().await.map_err(|error| PublishError::Failed(error.to_string()))?;
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let properties = convert::properties_to(publication.properties);
+        let published = timeout(ANSWER_TIME_MAX, async {
+            let (exchange, routing_key) = (publication.exchange, publication.routing_key);
+            channel.basic_publish(exchange, routing_key, options, publication.body, properties).await?.await
+        })
+        .await;
+        // A channel whose confirm is missing or wrong is thrown away with whatever may still arrive on it.
+        match published {
+            Err(_) => Err(PublishError::Unconfirmed(ANSWER_TIME_MAX.as_secs())),
+            Ok(Err(error)) => {
+                self.doubt().await;
+                Err(PublishError::Failed(error.to_string()))
+            }
+            Ok(Ok(Confirmation::Ack(returned))) => {
+                self.give_back(channel).await;
+                match returned {
+                    None => Ok(()),
+                    Some(message) => {
+                        self.doubt().await;
+                        Err(PublishError::Returned(message.reply_text.to_string()))
+                    }
+                }
+            }
+            Ok(Ok(_)) => {
+                self.give_back(channel).await;
+                Err(PublishError::Nacked)
+            }
+        }
+    }
+}

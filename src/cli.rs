@@ -1,0 +1,114 @@
+//! The command line: what it takes, and with which status it ends.
+
+mod run;
+mod schema;
+mod settings;
+mod worker;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+pub use settings::{BrokerSettings, DriverSettings};
+
+/// All went well.
+pub const EXIT_OK: u8 = 0;
+/// Some action failed.
+pub const EXIT_ACTION_FAILED: u8 = 1;
+/// The input or the options are wrong.
+pub const EXIT_USAGE: u8 = 2;
+/// The broker refuses what the program needs, and waiting would not help.
+pub const EXIT_BROKER: u8 = 3;
+/// The program itself is in trouble.
+pub const EXIT_INTERNAL: u8 = 4;
+
+/// Ended by Ctrl-C; what ran in a decky has been ended too.
+pub const EXIT_INTERRUPTED: u8 = 130;
+
+const AFTER_HELP: &str = "\
+Exit status:
+  0  all went well
+  1  some action failed
+  2  the input or the options are wrong
+  3  the broker refuses what is needed (credentials, virtual host, differing arguments)
+  4  internal trouble
+130  interrupted by Ctrl-C
+
+Actions are described by `deckswain schema action`, results by `deckswain schema result`.";
+
+/// Performs synthetic activity on decoy hosts, as a message queue tells it to.
+#[derive(Debug, Parser)]
+#[command(version, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Perform actions from a file or a pipe, without a broker
+    Run(run::Options),
+    /// Take actions from the broker, perform them and publish their results, until told to stop
+    Worker(worker::Options),
+    /// Print the JSON Schema of an action or of a result
+    Schema(schema::Options),
+}
+
+/// A command's failure, in words for a person, with the status to end with.
+#[derive(Debug)]
+pub struct Failed {
+    status: u8,
+    what: String,
+    hint: Option<String>,
+}
+
+impl Failed {
+    fn usage(what: impl Into<String>) -> Self {
+        Self { status: EXIT_USAGE, what: what.into(), hint: None }
+    }
+
+    fn internal(what: impl Into<String>) -> Self {
+        Self { status: EXIT_INTERNAL, what: what.into(), hint: None }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// Runs the command and turns its end into an exit status.
+#[must_use]
+pub fn main(cli: Cli) -> ExitCode {
+    log_to_stderr();
+    let ended = match cli.command {
+        Command::Run(options) => run::run(&options),
+        Command::Worker(options) => worker::run(&options),
+        Command::Schema(options) => schema::run(&options),
+    };
+    ExitCode::from(ended.unwrap_or_else(|failed| {
+        eprintln!("error: {}", failed.what);
+        if let Some(hint) = failed.hint {
+            eprintln!("  try: {hint}");
+        }
+        failed.status
+    }))
+}
+
+fn log_to_stderr() {
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let filter =
+        EnvFilter::try_from_env("DECKSWAIN_LOG").unwrap_or_else(|_| EnvFilter::new("warn,deckswain=info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
+}
+
+/// Two threads suffice: all waiting is asynchronous, and the engine is the ceiling.
+fn runtime() -> Result<tokio::runtime::Runtime, Failed> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failed::internal(format!("failed to start the runtime: {error}")))
+}

@@ -1,0 +1,98 @@
+//! Settings that more than one command takes.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::Failed;
+use crate::action::{CONTENT_BYTES_DEFAULT, CONTENT_BYTES_LIMIT};
+use crate::driver::{Driver, DriverOptions};
+use crate::policy::{Policy, PolicyRules};
+use crate::subprocess::HostCommands;
+
+/// How the deckies are reached, and which of them.
+#[derive(Debug, Clone, Args)]
+pub struct DriverSettings {
+    /// The container engine's client program (docker, podman or nerdctl)
+    #[arg(long, value_name = "PROGRAM", env = "DECKSWAIN_CONTAINER_CLI", default_value = "docker")]
+    pub container_cli: String,
+    /// What follows a decky's name in the name of its container
+    #[arg(
+        long,
+        value_name = "SUFFIX",
+        env = "DECKSWAIN_CONTAINER_SUFFIX",
+        default_value = "-ssh",
+        allow_hyphen_values = true
+    )]
+    pub container_suffix: String,
+    /// Time limit of one action, such as 8s or 500ms
+    #[arg(long, value_name = "DURATION", env = "DECKSWAIN_TIMEOUT", default_value = "8s", value_parser = duration)]
+    pub timeout: Duration,
+    /// Largest decoded content of one action, in bytes (at most 12582912)
+    #[arg(long, value_name = "BYTES", env = "DECKSWAIN_CONTENT_MAX", default_value_t = CONTENT_BYTES_DEFAULT)]
+    pub content_max: usize,
+    /// Touch only deckies that match this glob (may be given more than once)
+    #[arg(long, value_name = "GLOB", env = "DECKSWAIN_ALLOW_DECKY", value_delimiter = ',')]
+    pub allow_decky: Vec<String>,
+    /// Never touch deckies that match this glob
+    #[arg(long, value_name = "GLOB", env = "DECKSWAIN_DENY_DECKY", value_delimiter = ',')]
+    pub deny_decky: Vec<String>,
+    /// Touch only paths that match this glob (`*` stays within a segment, `**` does not)
+    #[arg(long, value_name = "GLOB", env = "DECKSWAIN_ALLOW_PATH", value_delimiter = ',')]
+    pub allow_path: Vec<String>,
+    /// Never touch paths that match this glob
+    #[arg(long, value_name = "GLOB", env = "DECKSWAIN_DENY_PATH", value_delimiter = ',')]
+    pub deny_path: Vec<String>,
+}
+
+impl DriverSettings {
+    pub(super) fn driver(&self) -> Driver<HostCommands> {
+        let options = DriverOptions {
+            container_cli: self.container_cli.clone(),
+            container_suffix: self.container_suffix.clone(),
+            time_max: self.timeout,
+        };
+        Driver::new(options, HostCommands)
+    }
+
+    pub(super) fn policy(&self) -> Result<Policy, Failed> {
+        if self.content_max > CONTENT_BYTES_LIMIT {
+            return Err(Failed::usage(format!(
+                "--content-max {} is over {CONTENT_BYTES_LIMIT}",
+                self.content_max
+            )));
+        }
+        let rules = PolicyRules {
+            allow_decky: self.allow_decky.clone(),
+            deny_decky: self.deny_decky.clone(),
+            allow_path: self.allow_path.clone(),
+            deny_path: self.deny_path.clone(),
+        };
+        Policy::new(&rules).map_err(|error| Failed::usage(error.to_string()))
+    }
+}
+
+/// Where the broker is, and what things are called there.
+#[derive(Debug, Clone, Args)]
+pub struct BrokerSettings {
+    /// The broker's AMQP URL
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "DECKSWAIN_BROKER",
+        hide_env_values = true,
+        default_value = "amqp://guest:guest@127.0.0.1:5672/%2f"
+    )]
+    pub broker: String,
+    /// What the names of the exchanges and queues begin with
+    #[arg(long, value_name = "NAME", env = "DECKSWAIN_PREFIX", default_value = "deckswain")]
+    pub prefix: String,
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("a duration of nothing is no time limit".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(format!("{error} (write it like 8s, 500ms or 2m)")),
+    }
+}

@@ -1,0 +1,129 @@
+//! `deckswain worker`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::settings::duration;
+use super::{BrokerSettings, DriverSettings, EXIT_BROKER, EXIT_OK, Failed, runtime};
+use crate::broker::{AmqpPublisher, BrokerError, Topology};
+use crate::result::WorkerIdentity;
+use crate::worker::{Pipeline, PipelineOptions, Service, ServiceOptions, Stop};
+
+const AFTER_HELP: &str = "\
+Consumes <prefix>.actions and declares what is missing on the broker. A result is
+published and confirmed before its action is acked. SIGTERM or SIGINT: finish what
+runs, then exit 0; a second one ends at once. DECKSWAIN_LOG sets the log filter.
+
+Example:
+  deckswain worker --broker amqp://user:password@broker:5672/%2f --prefix fleet-a";
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Options {
+    #[command(flatten)]
+    broker: BrokerSettings,
+    #[command(flatten)]
+    driver: DriverSettings,
+    /// How many deckies are worked on at once [default: four for each core]
+    #[arg(long, value_name = "N", env = "DECKSWAIN_CONCURRENCY", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    concurrency: Option<u16>,
+    /// How often an action is tried in all when the decky or the engine is in trouble
+    #[arg(long, value_name = "N", env = "DECKSWAIN_MAX_ATTEMPTS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    max_attempts: u32,
+    /// How long a failed action waits before its next attempt, one delay for each; the last serves all further ones
+    #[arg(long, value_name = "DURATIONS", env = "DECKSWAIN_RETRY_DELAYS", default_value = "1s,5s,30s,2m,10m", value_delimiter = ',', value_parser = duration)]
+    retry_delays: Vec<Duration>,
+    /// How long what runs may go on after SIGTERM
+    #[arg(long, value_name = "DURATION", env = "DECKSWAIN_GRACE", default_value = "30s", value_parser = duration)]
+    grace: Duration,
+    /// Name of this worker in its results [default: a random one]
+    #[arg(long, value_name = "NAME", env = "DECKSWAIN_WORKER_ID")]
+    worker_id: Option<String>,
+    /// Declare no <prefix>.results queue: results without a consumer's own queue are then held back
+    #[arg(long, env = "DECKSWAIN_NO_RESULTS_QUEUE")]
+    no_results_queue: bool,
+}
+
+/// RabbitMQ closes the channel of a delivery that is not acked for 30 minutes; a sixth of that is kept in hand.
+const UNACKED_TIME_MAX: Duration = Duration::from_secs(25 * 60);
+
+impl Options {
+    fn service(&self, topology: Topology) -> Result<ServiceOptions, Failed> {
+        if self.grace < self.driver.timeout {
+            return Err(Failed::usage("--grace is shorter than --timeout: a stop would cut actions off")
+                .hint("a --grace of at least --timeout"));
+        }
+        let concurrency = self.concurrency.unwrap_or_else(default_concurrency);
+        // One delivery waits behind each that runs, so that a lane never idles.
+        let prefetch = concurrency.saturating_mul(2);
+        let held_max = self.driver.timeout.saturating_mul(prefetch.div_ceil(concurrency).into());
+        if held_max > UNACKED_TIME_MAX {
+            return Err(Failed::usage(format!(
+                "--timeout {} is too long: with {prefetch} deliveries held for {concurrency} at a time, one could stay \
+                 unacked for longer than the broker's 30 minutes allow",
+                humantime::format_duration(self.driver.timeout)
+            ))
+            .hint("a --timeout of at most 12m"));
+        }
+        Ok(ServiceOptions {
+            broker_url: self.broker.broker.clone(),
+            topology,
+            concurrency,
+            prefetch,
+            content_bytes_max: self.driver.content_max,
+            grace: self.grace,
+        })
+    }
+}
+
+pub fn run(options: &Options) -> Result<u8, Failed> {
+    let topology = Topology::new(&options.broker.prefix, !options.no_results_queue, &options.retry_delays);
+    let service = options.service(topology.clone())?;
+    let publisher = AmqpPublisher::new(&options.broker.broker, &topology);
+    let worker_id = options.worker_id.clone();
+    let worker = WorkerIdentity::new(worker_id.unwrap_or_else(|| Uuid::new_v4().simple().to_string()));
+    let pipeline_options = PipelineOptions { topology, attempts_max: options.max_attempts, worker };
+    let (driver, policy) = (options.driver.driver(), options.driver.policy()?);
+    let (abort, aborted) = watch::channel(false);
+    let pipeline = Arc::new(Pipeline::new(driver, policy, publisher.clone(), pipeline_options, aborted));
+    runtime()?.block_on(async {
+        let (stop_sender, stop) = watch::channel(Stop::No);
+        let signals = listen(stop_sender)
+            .map_err(|error| Failed::internal(format!("failed to listen for signals: {error}")))?;
+        let served = Service::new(service, pipeline, abort, stop).serve().await;
+        signals.abort();
+        publisher.close().await;
+        match served {
+            Ok(()) => Ok(EXIT_OK),
+            Err(BrokerError::Refused { what, hint }) => {
+                Err(Failed { status: EXIT_BROKER, what, hint: Some(hint) })
+            }
+            Err(error @ BrokerError::Away(_)) => Err(Failed::internal(error.to_string())),
+        }
+    })
+}
+
+fn default_concurrency() -> u16 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u16::try_from(cores.saturating_mul(4)).unwrap_or(u16::MAX)
+}
+
+/// The first signal asks to finish, the second to end at once.
+fn listen(stop: watch::Sender<Stop>) -> std::io::Result<tokio::task::JoinHandle<()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(tokio::spawn(async move {
+        for next in [Stop::Finish, Stop::AtOnce] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            stop.send_replace(next);
+        }
+    }))
+}

@@ -1,0 +1,356 @@
+//! From an action to commands in a decky, and from their ends to an outcome.
+
+mod end;
+mod script;
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::action::{Action, Edit, FilePlant, Look, Read, Task, Traffic};
+use crate::realism::{ContentClass, next_body};
+use crate::result::{ContainerProcess, Failure, FailureClass, Outcome, base64_text, sha256_hex};
+use crate::subprocess::{CommandLine, Ended, RunCommand};
+use end::Mark;
+
+/// How much of a stream is kept, in bytes.
+const CAPTURE_BYTES_MAX: usize = 64 * 1024;
+/// How much standard error a payload holds, in characters.
+const STDERR_CHARS_MAX: usize = 256;
+/// How much of a banner a payload holds, in characters.
+const BANNER_CHARS_MAX: usize = 128;
+/// The status that stands for a timeout, as in coreutils' `timeout`.
+const STATUS_TIMEOUT: i32 = 124;
+/// The status that stands for a missing client program, as in a shell.
+const STATUS_NO_PROGRAM: i32 = 127;
+
+/// How the driver reaches the deckies.
+#[derive(Debug, Clone)]
+pub struct DriverOptions {
+    /// The engine's client program.
+    pub container_cli: String,
+    /// What follows a decky's name in its container's name.
+    pub container_suffix: String,
+    /// The time limit of one action.
+    pub time_max: Duration,
+}
+
+/// Performs actions through the engine's client program.
+#[derive(Debug)]
+pub struct Driver<R> {
+    options: DriverOptions,
+    commands: R,
+    abort: Option<watch::Receiver<bool>>,
+}
+
+/// The action was cut short because the program stops; both of its sides have been ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Aborted;
+
+/// What one command came to, in the payload's terms.
+struct Run {
+    rc: i32,
+    stdout: Vec<u8>,
+    stdout_truncated: bool,
+    stderr: String,
+    failure: Option<Failure>,
+    container_process: Option<ContainerProcess>,
+}
+
+impl<R: RunCommand> Driver<R> {
+    /// A driver that runs its commands through `commands`.
+    pub fn new(options: DriverOptions, commands: R) -> Self {
+        Self { options, commands, abort: None }
+    }
+
+    /// Cuts short what runs once `abort` turns true.
+    #[must_use]
+    pub fn abort_when(mut self, abort: watch::Receiver<bool>) -> Self {
+        self.abort = Some(abort);
+        self
+    }
+
+    async fn aborted(&self) {
+        if let Some(abort) = &self.abort
+            && abort.clone().wait_for(|abort| *abort).await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+
+    /// Performs one action, at the instant `now`; every failure is part of the outcome.
+    ///
+    /// `Err` means that the program stops at once and the action is to go back to where it came from.
+    pub async fn perform(&self, action: &Action, now: DateTime<Utc>) -> Result<Outcome, Aborted> {
+        if action.expires_at.is_some_and(|expires_at| expires_at <= now) {
+            let failure = Failure::new(FailureClass::Expired, "the action came after its expires_at");
+            return Ok(Outcome::not_run(action, failure));
+        }
+        match &action.task {
+            Task::Traffic(traffic) => self.traffic(action, traffic).await,
+            Task::File(file) => self.file(action, file).await,
+            Task::Edit(edit) => self.edit(action, edit, now).await,
+            Task::Read(read) => self.read(action, read).await,
+            Task::Remove(path) => {
+                let run =
+                    self.exec(action, &["rm", "-f", "--", path.as_str()], None, CAPTURE_BYTES_MAX).await?;
+                let payload = json!({
+                    "dst_decky": action.dst_name.as_str(), "path": path.as_str(),
+                    "rc": run.rc, "stderr": run.stderr_or_null(),
+                });
+                Ok(run.outcome(payload, None))
+            }
+        }
+    }
+
+    async fn traffic(&self, action: &Action, traffic: &Traffic) -> Result<Outcome, Aborted> {
+        let mark = Mark::draw();
+        // The mark stands in the probe as a comment: a process in the decky is known by its command line.
+        let probe = format!("{}#{}", script::PROBE, mark.as_str());
+        let argv = ["python3", "-c", &probe, &traffic.dst_ip.to_string()];
+        let mut run = self.exec_marked(action, &[], &argv, None, CAPTURE_BYTES_MAX, &mark, None).await?;
+        if run.failure.is_none() && !run.stdout.starts_with(b"SSH-") {
+            run.failure = Some(Failure::new(FailureClass::Command, "what answered on port 22 is not ssh"));
+        }
+        let banner = String::from_utf8_lossy(&run.stdout);
+        let banner: String = banner.trim().chars().take(BANNER_CHARS_MAX).collect();
+        let payload = json!({
+            "src_decky": traffic.src_name.as_str(), "dst_decky": action.dst_name.as_str(),
+            "dst_ip": traffic.dst_ip.to_string(), "dst_port": 22, "rc": run.rc,
+            "banner": run.failure.is_none().then_some(banner), "stderr": run.stderr_or_null(),
+        });
+        Ok(run.outcome(payload, None))
+    }
+
+    async fn file(&self, action: &Action, file: &FilePlant) -> Result<Outcome, Aborted> {
+        let run = self.plant(action, file.path.as_str(), &file.content, &file.look, None).await?;
+        Ok(run.planted(action, file.path.as_str(), &file.content))
+    }
+
+    async fn edit(&self, action: &Action, edit: &Edit, now: DateTime<Utc>) -> Result<Outcome, Aborted> {
+        let when = edit.look.mtime.or(action.issued_at).unwrap_or(now);
+        let (_, seed) = action.id.as_u64_pair();
+        let body = edit
+            .content_class
+            .parse::<ContentClass>()
+            .and_then(|class| next_body(class, &edit.persona, &edit.previous_body, when, seed));
+        let body = match body {
+            Ok(body) => body,
+            Err(error) => {
+                let failure = Failure::new(FailureClass::Unsupported, error.to_string());
+                return Ok(Outcome::not_run(action, failure));
+            }
+        };
+        let expected = edit.expect_previous.then(|| sha256_hex(edit.previous_body.as_bytes()));
+        let path = edit.path.as_str();
+        let run = self.plant(action, path, body.as_bytes(), &edit.look, expected.as_deref()).await?;
+        let mut outcome = run.planted(action, path, body.as_bytes());
+        if outcome.failure.is_none() {
+            outcome.payload["new_body_bytes"] = body.len().into();
+            outcome.payload["new_body"] = body.into();
+            outcome.payload["synthetic_file_uuid"] = edit.synthetic_file_uuid.as_str().into();
+        }
+        Ok(outcome)
+    }
+
+    async fn plant(
+        &self,
+        action: &Action,
+        path: &str,
+        content: &[u8],
+        look: &Look,
+        expected_sha256: Option<&str>,
+    ) -> Result<Run, Aborted> {
+        let mark = Mark::draw();
+        let directory = action.path().map_or("/", |path| path.directory());
+        let plant =
+            script::Plant { path, directory, mark: mark.as_str(), len: content.len(), look, expected_sha256 };
+        let argv = ["sh", "-c", &plant.script()];
+        let stdin = base64_text(content).into_bytes();
+        let temporary = plant.temporary();
+        let mut run = self
+            .exec_marked(action, &["-i"], &argv, Some(stdin), CAPTURE_BYTES_MAX, &mark, Some(&temporary))
+            .await?;
+        if run.rc == script::STATUS_CONFLICT && run.failure.is_some() {
+            run.failure =
+                Some(Failure::new(FailureClass::Conflict, "the file no longer holds previous_body"));
+        }
+        Ok(run)
+    }
+
+    async fn read(&self, action: &Action, read: &Read) -> Result<Outcome, Aborted> {
+        let bytes_max = usize::try_from(read.bytes_max).unwrap_or(usize::MAX);
+        let ask = (read.bytes_max + 1).to_string();
+        let mut run = self.exec(action, &["head", "-c", &ask, read.path.as_str()], None, bytes_max).await?;
+        if let Some(failure) = &mut run.failure
+            && failure.class == FailureClass::Command
+            && run.stderr.ends_with("No such file or directory")
+        {
+            failure.class = FailureClass::NotFound;
+        }
+        let success = run.failure.is_none();
+        let payload = json!({
+            "dst_decky": action.dst_name.as_str(), "path": read.path.as_str(),
+            "bytes": if success { run.stdout.len() } else { 0 },
+            "rc": run.rc, "stderr": run.stderr_or_null(),
+            "content_bytes": success.then(|| base64_text(&run.stdout)),
+            "truncated": success && run.stdout_truncated,
+        });
+        Ok(run.outcome(payload, None))
+    }
+
+    async fn exec(
+        &self,
+        action: &Action,
+        argv: &[&str],
+        stdin: Option<Vec<u8>>,
+        stdout_bytes_max: usize,
+    ) -> Result<Run, Aborted> {
+        self.exec_marked(action, &[], argv, stdin, stdout_bytes_max, &Mark::draw(), None).await
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is one aspect of a single exec, and all callers are here"
+    )]
+    async fn exec_marked(
+        &self,
+        action: &Action,
+        flags: &[&str],
+        inner: &[&str],
+        stdin: Option<Vec<u8>>,
+        stdout_bytes_max: usize,
+        mark: &Mark,
+        temporary: Option<&str>,
+    ) -> Result<Run, Aborted> {
+        let container = format!("{}{}", action.executing_decky(), self.options.container_suffix);
+        // A probe carries its mark in its own text, so its command line stays the documented one.
+        let environment = if action.path().is_some() { mark.environment() } else { Vec::new() };
+        let mut argv = vec![self.options.container_cli.clone(), "exec".to_owned()];
+        argv.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        argv.extend(environment);
+        argv.push(container.clone());
+        argv.extend(inner.iter().map(|word| (*word).to_owned()));
+        let running = self.commands.run(CommandLine {
+            argv,
+            stdin,
+            stdout_bytes_max,
+            stderr_bytes_max: CAPTURE_BYTES_MAX,
+            time_max: self.options.time_max,
+        });
+        // Dropping the run ends the host's side.
+        let ended = tokio::select! {
+            ended = running => Some(ended),
+            () = self.aborted() => None,
+        };
+        let end_inside =
+            || end::end_inside(&self.commands, &self.options, &container, inner[0], mark, temporary);
+        match ended {
+            Some(Ended::Exited { status, stdout, stderr }) => Ok(Run::exited(status, stdout, &stderr.bytes)),
+            Some(Ended::NotStarted(error)) => Ok(Run::not_started(&self.options.container_cli, &error)),
+            Some(Ended::TimedOut) => Ok(Run::timed_out(end_inside().await, self.options.time_max)),
+            None => {
+                end_inside().await;
+                Err(Aborted)
+            }
+        }
+    }
+}
+
+impl Run {
+    fn not_started(program: &str, error: &std::io::Error) -> Self {
+        let stderr = format!("argv[0] not found: {program}: {error}");
+        let failure = Failure::new(FailureClass::Infrastructure, stderr.clone());
+        Self { rc: STATUS_NO_PROGRAM, failure: Some(failure), ..Self::ok(stderr) }
+    }
+
+    fn timed_out(process: ContainerProcess, time_max: Duration) -> Self {
+        let message = format!("no end within {time_max:?}");
+        Self {
+            rc: STATUS_TIMEOUT,
+            failure: Some(Failure::new(FailureClass::Timeout, message)),
+            container_process: Some(process),
+            ..Self::ok("timeout".to_owned())
+        }
+    }
+
+    fn exited(status: i32, stdout: crate::subprocess::Captured, stderr: &[u8]) -> Self {
+        let mut stderr = String::from_utf8_lossy(stderr).trim().to_owned();
+        // Older docker clients print on standard output why a command could not be started.
+        if matches!(status, 126 | 127) && stderr.is_empty() && stdout.bytes.starts_with(b"OCI runtime") {
+            String::from_utf8_lossy(&stdout.bytes).trim().clone_into(&mut stderr);
+        }
+        let failure = (status != 0).then(|| {
+            let class =
+                if is_engine_trouble(&stderr) { FailureClass::Infrastructure } else { FailureClass::Command };
+            // The last line is the one that says it, in a Python traceback above all.
+            let last = stderr.lines().next_back().unwrap_or_default();
+            let said: String = last.chars().take(STDERR_CHARS_MAX).collect();
+            Failure::new(class, format!("exit status {status}: {}", said.escape_debug()))
+        });
+        Self {
+            rc: status,
+            stdout: stdout.bytes,
+            stdout_truncated: stdout.truncated,
+            failure,
+            ..Self::ok(stderr)
+        }
+    }
+
+    fn ok(stderr: String) -> Self {
+        Self {
+            rc: 0,
+            stdout: Vec::new(),
+            stdout_truncated: false,
+            stderr,
+            failure: None,
+            container_process: None,
+        }
+    }
+
+    /// Null on success, as the seed has it.
+    fn stderr_or_null(&self) -> Value {
+        match self.failure {
+            None => Value::Null,
+            Some(_) => self.stderr.chars().take(STDERR_CHARS_MAX).collect::<String>().into(),
+        }
+    }
+
+    fn planted(self, action: &Action, path: &str, content: &[u8]) -> Outcome {
+        let payload = json!({
+            "dst_decky": action.dst_name.as_str(), "path": path, "bytes": content.len(),
+            "rc": self.rc, "stderr": self.stderr_or_null(),
+        });
+        self.outcome(payload, Some(sha256_hex(content)))
+    }
+
+    fn outcome(self, payload: Value, content_sha256: Option<String>) -> Outcome {
+        Outcome { payload, failure: self.failure, container_process: self.container_process, content_sha256 }
+    }
+}
+
+/// Whether the client program, rather than the command in the decky, says that it failed.
+///
+/// The words are those of docker 20 to 28, podman 4 and nerdctl. A hostile decky can
+/// write them too: all it gains is that the action is tried again, within its attempts.
+fn is_engine_trouble(stderr: &str) -> bool {
+    let said = stderr.to_ascii_lowercase();
+    let begins = ["error response from daemon:", "error: no such container", "error during connect"];
+    let has = [
+        "cannot connect to the docker daemon",
+        "permission denied while trying to connect to the docker daemon",
+        "cannot connect to podman",
+        "no such container",
+        "container state improper",
+        "no container with name or id",
+    ];
+    let first = said.lines().find(|line| !line.starts_with("time=")).unwrap_or_default();
+    begins.iter().any(|words| first.starts_with(words))
+        || ((first.starts_with("error")
+            || first.starts_with("cannot connect")
+            || first.starts_with("permission denied while"))
+            && has.iter().any(|words| first.contains(words)))
+}

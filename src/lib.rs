@@ -1,0 +1,17 @@
+//! deckswain takes actions from an AMQP queue, performs them on decoy hosts and
+//! publishes what came of them.
+//!
+//! delivery -> decode and check -> policy -> lane of its decky -> driver ->
+//! subprocess -> activity result -> publish, confirm -> settle
+
+pub mod action;
+pub mod backoff;
+pub mod broker;
+pub mod cli;
+pub mod driver;
+pub mod policy;
+pub mod realism;
+pub mod result;
+pub mod schema;
+pub mod subprocess;
+pub mod worker;

@@ -1,0 +1,74 @@
+//! From a decoded message to what came of it: refused, or run.
+
+use chrono::{DateTime, Utc};
+
+use crate::action::{Action, Invalid};
+use crate::driver::{Aborted, Driver};
+use crate::policy::Policy;
+use crate::result::{ActivityResult, Disposition, Failure, FailureClass, Occasion, Outcome, WorkerIdentity};
+use crate::subprocess::RunCommand;
+
+/// A message with what came of it.
+#[derive(Debug)]
+pub enum Judged {
+    /// No valid action.
+    Invalid(Box<Invalid>),
+    /// An action that was refused or run.
+    Done(Box<Action>, Outcome),
+}
+
+impl Judged {
+    /// Why it failed, if it did.
+    #[must_use]
+    pub fn failure_class(&self) -> Option<FailureClass> {
+        match self {
+            Self::Invalid(_) => Some(FailureClass::Invalid),
+            Self::Done(_, outcome) => outcome.failure.as_ref().map(|failure| failure.class),
+        }
+    }
+
+    /// The failure in words; empty on success.
+    #[must_use]
+    pub fn failure_message(&self) -> String {
+        match self {
+            Self::Invalid(invalid) => invalid.to_string(),
+            Self::Done(_, outcome) => {
+                outcome.failure.as_ref().map(|failure| failure.message.clone()).unwrap_or_default()
+            }
+        }
+    }
+
+    /// The activity result; none where no action id could be read.
+    #[must_use]
+    pub fn result(
+        self,
+        disposition: Disposition,
+        occasion: Occasion,
+        worker: &WorkerIdentity,
+    ) -> Option<ActivityResult> {
+        match self {
+            Self::Invalid(invalid) => ActivityResult::invalid(&invalid, disposition, occasion, worker),
+            Self::Done(action, outcome) => {
+                Some(ActivityResult::new(&action, outcome, disposition, occasion, worker))
+            }
+        }
+    }
+}
+
+/// Runs the action if it is one and policy lets it; `Err` when the program stops at once.
+pub async fn judge<R: RunCommand>(
+    driver: &Driver<R>,
+    policy: &Policy,
+    decoded: Result<Action, Box<Invalid>>,
+    now: DateTime<Utc>,
+) -> Result<Judged, Aborted> {
+    let action = match decoded {
+        Ok(action) => Box::new(action),
+        Err(invalid) => return Ok(Judged::Invalid(invalid)),
+    };
+    let outcome = match policy.refusal(&action) {
+        Some(message) => Outcome::not_run(&action, Failure::new(FailureClass::Refused, message)),
+        None => driver.perform(&action, now).await?,
+    };
+    Ok(Judged::Done(action, outcome))
+}

@@ -1,0 +1,216 @@
+//! Consuming: connect, take deliveries into their lanes, connect again whenever the broker was lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tracing::{info, warn};
+
+use crate::action::{Action, DecodeOptions};
+use crate::backoff::Backoff;
+use crate::broker::{
+    AmqpConsumer, AmqpPublisher, BrokerError, Consume as _, Delivery, Settle, Topology, connect,
+};
+use crate::subprocess::RunCommand;
+use crate::worker::{Lanes, Pipeline};
+
+/// How often the broker is asked for a sign of life.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the ending of what runs may take when stopping at once: both ways of ending inside a decky.
+const ABORT_TIME_MAX: Duration = Duration::from_secs(7);
+/// A consumer that lived this long was no failed attempt to connect.
+const STEADY_TIME: Duration = Duration::from_secs(5);
+
+/// How the service consumes.
+#[derive(Debug, Clone)]
+pub struct ServiceOptions {
+    /// The broker's URL.
+    pub broker_url: String,
+    /// The names on the broker.
+    pub topology: Topology,
+    /// How many deckies are worked on at once.
+    pub concurrency: u16,
+    /// How many deliveries are held at once.
+    pub prefetch: u16,
+    /// The limit on decoded content, in bytes.
+    pub content_bytes_max: usize,
+    /// How long what runs may go on after the first request to stop.
+    pub grace: Duration,
+}
+
+/// How far the service has been asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Not at all.
+    No,
+    /// Finish what runs.
+    Finish,
+    /// End what runs.
+    AtOnce,
+}
+
+/// A worker as it runs.
+pub struct Service<R> {
+    options: ServiceOptions,
+    pipeline: Arc<Pipeline<R, AmqpPublisher>>,
+    abort: watch::Sender<bool>,
+    stop: watch::Receiver<Stop>,
+    lanes: Lanes,
+    settled: Arc<Notify>,
+    /// Whether this process has settled a delivery: until then a redelivered one may be what ended its predecessor.
+    proven: bool,
+}
+
+impl<R: RunCommand> Service<R> {
+    /// A service over `pipeline`, which `abort` cuts short.
+    pub fn new(
+        options: ServiceOptions,
+        pipeline: Arc<Pipeline<R, AmqpPublisher>>,
+        abort: watch::Sender<bool>,
+        stop: watch::Receiver<Stop>,
+    ) -> Self {
+        let lanes = Lanes::new(options.concurrency.into());
+        Self { options, pipeline, abort, stop, lanes, settled: Arc::default(), proven: false }
+    }
+
+    /// Consumes until told to stop; `Err` is what cannot get better by waiting, found before anything was consumed.
+    pub async fn serve(mut self) -> Result<(), BrokerError> {
+        let mut backoff = Backoff::default();
+        let mut said = String::new();
+        let mut ever_connected = false;
+        while *self.stop.borrow() == Stop::No {
+            let began = tokio::time::Instant::now();
+            let lost = match self.consume().await {
+                Ended::Stopped => return Ok(()),
+                Ended::NotConnected(error @ BrokerError::Refused { .. }) if !ever_connected => {
+                    return Err(error);
+                }
+                Ended::NotConnected(error) => error.to_string(),
+                Ended::Lost(error) => {
+                    ever_connected = true;
+                    self.lanes.forget_waiting();
+                    if began.elapsed() > STEADY_TIME {
+                        backoff = Backoff::default();
+                        said.clear();
+                    }
+                    error.to_string()
+                }
+            };
+            if lost != said {
+                warn!("{lost}; connecting again until the broker answers");
+                said = lost;
+            }
+            let mut stop = self.stop.clone();
+            tokio::select! {
+                () = sleep(backoff.next_wait()) => {}
+                _ = stop.wait_for(|stop| *stop != Stop::No) => {}
+            }
+        }
+        self.drain().await;
+        Ok(())
+    }
+
+    /// One life of a consumer.
+    async fn consume(&mut self) -> Ended {
+        let prefetch = if self.proven { self.options.prefetch } else { 1 };
+        let mut stop = self.stop.clone();
+        let connected = tokio::select! {
+            connected = connect(&self.options.broker_url, &self.options.topology, prefetch) => connected,
+            _ = stop.wait_for(|stop| *stop != Stop::No) => {
+                self.drain().await;
+                return Ended::Stopped;
+            }
+        };
+        let mut consumer = match connected {
+            Ok(consumer) => consumer,
+            Err(error) => return Ended::NotConnected(error),
+        };
+        info!("consuming from {}", self.options.topology.actions);
+        let ended = match self.take_deliveries(&mut consumer).await {
+            Ok(()) => {
+                consumer.cancel().await;
+                self.drain().await;
+                Ended::Stopped
+            }
+            Err(error) => Ended::Lost(error),
+        };
+        consumer.close().await;
+        ended
+    }
+
+    async fn take_deliveries(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
+        let mut stop = self.stop.clone();
+        let mut stop_check = self.stop.clone();
+        let mut checks = interval(CHECK_INTERVAL);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let settled = self.settled.clone();
+        loop {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),
+                () = settled.notified(), if !self.proven => self.open_up(consumer).await?,
+                next = consumer.next() => {
+                    let delivery = next?;
+                    if !self.proven && !delivery.redelivered {
+                        self.open_up(consumer).await?;
+                    } else if !self.proven {
+                        warn!("the first delivery has been delivered before: taking one at a time until one is settled");
+                    }
+                    self.take(delivery);
+                }
+                _ = checks.tick() => tokio::select! {
+                    checked = consumer.check() => checked?,
+                    _ = stop_check.wait_for(|stop| *stop != Stop::No) => return Ok(()),
+                },
+            }
+        }
+    }
+
+    async fn open_up(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
+        self.proven = true;
+        consumer.open_up(self.options.prefetch).await
+    }
+
+    fn take<S: Settle + Sync>(&mut self, delivery: Delivery<S>) {
+        let decode = DecodeOptions {
+            message_id: delivery.properties.message_id.as_deref(),
+            content_bytes_max: self.options.content_bytes_max,
+        };
+        let decoded = Action::decode(&delivery.body, decode);
+        let lane = decoded.as_ref().map(|action| action.executing_decky().to_string()).unwrap_or_default();
+        let (pipeline, settled) = (self.pipeline.clone(), self.settled.clone());
+        self.lanes.push(lane, async move {
+            pipeline.process(decoded, delivery).await;
+            settled.notify_one();
+        });
+    }
+
+    /// Finishes what runs within the grace; after that, or when asked again, ends it on both sides.
+    async fn drain(&mut self) {
+        info!("stopping: finishing what runs");
+        let mut stop = self.stop.clone();
+        let finished = tokio::select! {
+            finished = timeout(self.options.grace, self.lanes.finish()) => finished.is_ok(),
+            _ = stop.wait_for(|stop| *stop == Stop::AtOnce) => false,
+        };
+        if finished {
+            return;
+        }
+        warn!(
+            waiting = self.pipeline.waiting(),
+            "stopping at once: what runs is ended and goes back to its queue"
+        );
+        self.abort.send_replace(true);
+        if timeout(ABORT_TIME_MAX, self.lanes.finish()).await.is_err() {
+            self.lanes.abort().await;
+        }
+    }
+}
+
+/// How the life of a consumer ended.
+enum Ended {
+    Stopped,
+    NotConnected(BrokerError),
+    Lost(BrokerError),
+}
