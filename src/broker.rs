@@ -138,12 +138,17 @@ pub enum BrokerError {
     /// It may be back later.
     #[error("{0}")]
     Away(String),
+    /// The queue that was consumed from is gone: what was delivered from it will not be delivered again.
+    #[error("lost the consumer: its queue was deleted")]
+    QueueGone,
 }
 
 /// The seam on which messages go out.
 pub trait Publish: Send + Sync + 'static {
     /// Publishes one message; `Ok` means that the broker confirmed it and a queue holds it.
     fn publish(&self, publication: Publication<'_>) -> impl Future<Output = Result<(), PublishError>> + Send;
+    /// Tells that the broker was lost elsewhere: what is published next does not rely on an old connection.
+    fn distrust(&self);
 }
 
 /// The seam on which a delivery ends.

@@ -97,10 +97,12 @@ pub fn main(cli: Cli) -> ExitCode {
     }))
 }
 
+/// The AMQP client tells of a lost connection once a channel; the worker says it once.
+const LOG_FILTER: &str = "warn,lapin=off,deckswain=info";
+
 fn log_to_stderr() {
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    let filter =
-        EnvFilter::try_from_env("DECKSWAIN_LOG").unwrap_or_else(|_| EnvFilter::new("warn,deckswain=info"));
+    let filter = EnvFilter::try_from_env("DECKSWAIN_LOG").unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
 }
 

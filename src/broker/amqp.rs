@@ -14,6 +14,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties, Consumer, ErrorKind, ExchangeKind};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{Argument, BrokerError, Consume, Delivery, Queue, Settle, Topology};
@@ -21,22 +22,25 @@ pub use publisher::AmqpPublisher;
 
 /// How long any single answer of the broker may take.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long the answer to "are you there?" may take: a worker is to consume again within 10 s.
+const CHECK_TIME_MAX: Duration = Duration::from_secs(5);
 /// Seconds between heartbeats where the URL does not say; a mute peer is given up after two.
 const HEARTBEAT_SECONDS: u16 = 10;
 
 const ACCESS_REFUSED: u16 = 403;
+const NOT_FOUND: u16 = 404;
 
 /// Waits for the broker's answer, but not for ever.
 async fn answer<T>(what: &str, asked: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
     match timeout(ANSWER_TIME_MAX, asked).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(explain(what, &error)),
-        Err(_) => Err(no_answer(what)),
+        Err(_) => Err(no_answer(what, ANSWER_TIME_MAX)),
     }
 }
 
-fn no_answer(what: &str) -> BrokerError {
-    BrokerError::Away(format!("failed to {what}: no answer within {} s", ANSWER_TIME_MAX.as_secs()))
+fn no_answer(what: &str, time_max: Duration) -> BrokerError {
+    BrokerError::Away(format!("failed to {what}: no answer within {} s", time_max.as_secs()))
 }
 
 fn reply_code(error: &lapin::Error) -> Option<u16> {
@@ -90,7 +94,8 @@ pub async fn connect(url: &str, topology: &Topology, prefetch: u16) -> Result<Am
     answer("set the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
     let queue = topology.actions.clone();
     let consumer = consume(&channel, &queue).await?;
-    Ok(AmqpConsumer { connection, channel, consumer, queue, held: VecDeque::new() })
+    let (life, _) = watch::channel(());
+    Ok(AmqpConsumer { connection, channel, consumer, queue, held: VecDeque::new(), life })
 }
 
 async fn consume(channel: &Channel, queue: &str) -> Result<Consumer, BrokerError> {
@@ -142,7 +147,7 @@ async fn or_else_there(
     match timeout(ANSWER_TIME_MAX, declare).await {
         Ok(Err(error)) if reply_code(&error) == Some(ACCESS_REFUSED) => answer(what, look).await,
         Ok(other) => answer(what, std::future::ready(other)).await,
-        Err(_) => Err(no_answer(what)),
+        Err(_) => Err(no_answer(what, ANSWER_TIME_MAX)),
     }
 }
 
@@ -165,11 +170,16 @@ pub struct AmqpConsumer {
     consumer: Consumer,
     queue: String,
     held: VecDeque<Delivery<AmqpSettle>>,
+    life: watch::Sender<()>,
 }
 
 /// Settles one delivery on the channel that it came by.
 #[derive(Debug)]
-pub struct AmqpSettle(lapin::acker::Acker);
+pub struct AmqpSettle {
+    acker: lapin::acker::Acker,
+    /// Ends with the consumer: an ack on a connection that was lost is never answered.
+    life: watch::Receiver<()>,
+}
 
 impl AmqpConsumer {
     /// Asks for up to `prefetch` deliveries at once from here on.
@@ -179,7 +189,8 @@ impl AmqpConsumer {
         self.cancel().await;
         // What was on its way when the old consumer ended is still to be handed out.
         while let Ok(Some(Ok(delivery))) = timeout(ANSWER_TIME_MAX, self.consumer.next()).await {
-            self.held.push_back(delivery_from(delivery));
+            let delivery = self.take(delivery);
+            self.held.push_back(delivery);
         }
         answer("set the prefetch", self.channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         self.consumer = consume(&self.channel, &self.queue).await?;
@@ -190,11 +201,28 @@ impl AmqpConsumer {
     pub async fn check(&self) -> Result<(), BrokerError> {
         let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
         let look = self.channel.queue_declare(&self.queue, options, FieldTable::default());
-        answer("hear from the broker", look).await.map(|_| ())
+        match timeout(CHECK_TIME_MAX, look).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) if reply_code(&error) == Some(NOT_FOUND) => Err(BrokerError::QueueGone),
+            Ok(Err(error)) => Err(explain("hear from the broker", &error)),
+            Err(_) => Err(no_answer("hear from the broker", CHECK_TIME_MAX)),
+        }
+    }
+
+    fn take(&self, delivery: lapin::message::Delivery) -> Delivery<AmqpSettle> {
+        Delivery {
+            properties: convert::properties_from(&delivery.properties),
+            body: delivery.data,
+            redelivered: delivery.redelivered,
+            exchange: delivery.exchange.to_string(),
+            routing_key: delivery.routing_key.to_string(),
+            settle: AmqpSettle { acker: delivery.acker, life: self.life.subscribe() },
+        }
     }
 
     /// Closes the connection; what is not settled goes back to its queue.
     pub async fn close(self) {
+        drop(self.life);
         // A broker that no longer answers has dropped the connection, or soon will.
         let _ = timeout(ANSWER_TIME_MAX, self.connection.close(200, "done")).await;
     }
@@ -208,9 +236,10 @@ impl Consume for AmqpConsumer {
             return Ok(delivery);
         }
         match self.consumer.next().await {
-            Some(Ok(delivery)) => Ok(delivery_from(delivery)),
+            Some(Ok(delivery)) => Ok(self.take(delivery)),
             Some(Err(error)) => Err(BrokerError::Away(format!("lost the consumer: {error}"))),
-            None => Err(BrokerError::Away("lost the consumer: the broker cancelled it".to_owned())),
+            // The broker cancels a consumer when its queue is deleted.
+            None => Err(BrokerError::QueueGone),
         }
     }
 
@@ -222,19 +251,12 @@ impl Consume for AmqpConsumer {
     }
 }
 
-fn delivery_from(delivery: lapin::message::Delivery) -> Delivery<AmqpSettle> {
-    Delivery {
-        properties: convert::properties_from(&delivery.properties),
-        body: delivery.data,
-        redelivered: delivery.redelivered,
-        exchange: delivery.exchange.to_string(),
-        routing_key: delivery.routing_key.to_string(),
-        settle: AmqpSettle(delivery.acker),
-    }
-}
-
 impl Settle for AmqpSettle {
-    async fn ack(self) -> Result<(), BrokerError> {
-        answer("ack a delivery", async { self.0.ack(BasicAckOptions::default()).await.map(|_| ()) }).await
+    async fn ack(mut self) -> Result<(), BrokerError> {
+        let ack = async { self.acker.ack(BasicAckOptions::default()).await.map(|_| ()) };
+        tokio::select! {
+            acked = answer("ack a delivery", ack) => acked,
+            _ = self.life.changed() => Err(BrokerError::Away("its connection was lost before the ack".to_owned())),
+        }
     }
 }

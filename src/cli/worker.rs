@@ -103,7 +103,7 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
             Err(BrokerError::Refused { what, hint }) => {
                 Err(Failed { status: EXIT_BROKER, what, hint: Some(hint) })
             }
-            Err(error @ BrokerError::Away(_)) => Err(Failed::internal(error.to_string())),
+            Err(error) => Err(Failed::internal(error.to_string())),
         }
     })
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::action::{Action, Invalid};
 use crate::backoff::Backoff;
@@ -87,12 +87,18 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         self.waiting.load(Ordering::Relaxed)
     }
 
+    /// Tells that the broker was lost.
+    pub fn distrust_broker(&self) {
+        self.publisher.distrust();
+    }
+
     /// Runs, publishes and settles one delivery; returns when the broker has all of it.
     pub async fn process<S: Settle>(&self, decoded: Result<Action, Box<Invalid>>, delivery: Delivery<S>) {
         // A delivery that is not settled goes back to its queue with its channel.
         let Ok(()) = self.answer(decoded, &delivery).await else { return };
         if let Err(error) = delivery.settle.ack().await {
-            warn!("{error}; the broker will deliver the action again");
+            // The service tells of the loss once, for all deliveries that it costs.
+            debug!("{error}; the broker will deliver the action again");
         }
     }
 

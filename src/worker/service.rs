@@ -16,7 +16,7 @@ use crate::subprocess::RunCommand;
 use crate::worker::{Lanes, Pipeline};
 
 /// How often the broker is asked for a sign of life.
-const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(3);
 /// How long the ending of what runs may take when stopping at once: both ways of ending inside a decky.
 const ABORT_TIME_MAX: Duration = Duration::from_secs(7);
 /// A consumer that lived this long was no failed attempt to connect.
@@ -89,7 +89,11 @@ impl<R: RunCommand> Service<R> {
                 Ended::NotConnected(error) => error.to_string(),
                 Ended::Lost(error) => {
                     ever_connected = true;
-                    self.lanes.forget_waiting();
+                    if !matches!(error, BrokerError::QueueGone) {
+                        // The broker delivers again what has not begun.
+                        self.lanes.forget_waiting();
+                    }
+                    self.pipeline.distrust_broker();
                     if began.elapsed() > STEADY_TIME {
                         backoff = Backoff::default();
                         said.clear();

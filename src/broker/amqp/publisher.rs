@@ -1,6 +1,7 @@
 //! Publishing with confirms over a pool of channels.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::publisher_confirm::Confirmation;
@@ -23,6 +24,7 @@ pub struct AmqpPublisher {
     url: Arc<str>,
     topology: Arc<Topology>,
     state: Arc<Mutex<State>>,
+    distrusted: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -36,11 +38,21 @@ impl AmqpPublisher {
     /// A publisher that connects when it is first needed.
     #[must_use]
     pub fn new(url: &str, topology: &Topology) -> Self {
-        Self { url: url.into(), topology: Arc::new(topology.clone()), state: Arc::default() }
+        Self {
+            url: url.into(),
+            topology: Arc::new(topology.clone()),
+            state: Arc::default(),
+            distrusted: Arc::default(),
+        }
     }
 
     async fn channel(&self) -> Result<Channel, BrokerError> {
         let mut state = self.state.lock().await;
+        // A connection that the broker blocks is alive, and another one would be blocked as well.
+        let blocked = state.connection.as_ref().is_some_and(|connection| connection.status().blocked());
+        if self.distrusted.swap(false, Ordering::Relaxed) && !blocked {
+            *state = State::default();
+        }
         state.idle.retain(|channel| channel.status().connected());
         if state.declared
             && let Some(channel) = state.idle.pop()
@@ -88,6 +100,10 @@ impl AmqpPublisher {
 }
 
 impl Publish for AmqpPublisher {
+    fn distrust(&self) {
+        self.distrusted.store(true, Ordering::Relaxed);
+    }
+
     async fn publish(&self, publication: Publication<'_>) -> Result<(), PublishError> {
         let channel = self.channel().await.map_err(|error| PublishError::Failed(error.to_string()))?;
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
@@ -99,7 +115,10 @@ impl Publish for AmqpPublisher {
         .await;
         // A channel whose confirm is missing or wrong is thrown away with whatever may still arrive on it.
         match published {
-            Err(_) => Err(PublishError::Unconfirmed(ANSWER_TIME_MAX.as_secs())),
+            Err(_) => {
+                self.distrust();
+                Err(PublishError::Unconfirmed(ANSWER_TIME_MAX.as_secs()))
+            }
             Ok(Err(error)) => {
                 self.doubt().await;
                 Err(PublishError::Failed(error.to_string()))
