@@ -2,6 +2,11 @@
 
 #![allow(dead_code, reason = "each test file uses a part of this module")]
 
+pub mod engine;
+pub mod faults;
+pub mod own_broker;
+pub mod proxy;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;

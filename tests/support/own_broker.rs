@@ -1,0 +1,84 @@
+//! A RabbitMQ of a test's own, which it may kill, freeze and starve.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use uuid::Uuid;
+
+use super::part;
+
+/// The broker, ended when it goes out of scope.
+pub struct OwnBroker {
+    folder: PathBuf,
+    pub url: String,
+}
+
+impl OwnBroker {
+    pub fn start() -> Self {
+        // `scripts/parts down` ends what a killed test leaves here.
+        let folder = Path::new(&part("PARTS_DIR")).join(format!("own-broker.{}", Uuid::new_v4().simple()));
+        let mut broker = Self { folder, url: String::new() };
+        broker.up();
+        broker.url = broker.told("DECKSWAIN_BROKER");
+        broker
+    }
+
+    /// Starts it, or starts it again on its ports.
+    pub fn up(&self) {
+        script(&["up", self.folder.to_str().unwrap()]);
+    }
+
+    fn told(&self, name: &str) -> String {
+        let told = std::fs::read_to_string(self.folder.join("broker.env")).expect("the broker is up");
+        let line = told.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.expect("scripts/broker names it").to_owned()
+    }
+
+    fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.told("BROKER_PID")]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Ends it without warning.
+    pub fn kill(&self) {
+        self.signal("-KILL");
+        let gone = Path::new("/proc").join(self.told("BROKER_PID"));
+        super::wait_until("the broker is gone", || !gone.exists());
+    }
+
+    pub fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    pub fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    /// Runs `rabbitmqctl` on it.
+    pub fn ctl(&self, arguments: &[&str]) {
+        rabbitmqctl(&self.folder.join("rabbitmqctl"), arguments);
+    }
+
+    /// Every publisher is held up while it lasts.
+    pub fn memory_alarm(&self, on: bool) {
+        self.ctl(&["set_vm_memory_high_watermark", if on { "0" } else { "0.4" }]);
+    }
+}
+
+impl Drop for OwnBroker {
+    fn drop(&mut self) {
+        script(&["down", self.folder.to_str().unwrap()]);
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn script(arguments: &[&str]) {
+    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker"));
+    let status = command.args(arguments).stdin(Stdio::null()).status().unwrap();
+    assert!(status.success(), "scripts/broker {arguments:?}");
+}
+
+pub fn rabbitmqctl(program: &Path, arguments: &[&str]) {
+    let output = Command::new(program).arg("--quiet").args(arguments).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
