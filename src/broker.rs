@@ -8,7 +8,7 @@ use std::future::Future;
 
 use chrono::{DateTime, Utc};
 
-pub use amqp::{AmqpConsumer, AmqpPublisher, AmqpSettle, connect};
+pub use amqp::{AmqpConsumer, AmqpPublisher, AmqpSettle, QueueWalk, ResultsTap, connect};
 pub use topology::{Argument, Queue, RETRY_DELAYS, Topology};
 
 /// Counts the attempts at an action, from 1.
@@ -28,6 +28,27 @@ pub enum HeaderValue {
     Integer(i64),
     /// A truth value.
     Boolean(bool),
+}
+
+impl HeaderValue {
+    /// The text, if it is one.
+    #[must_use]
+    pub fn as_text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The same value in JSON.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        match self {
+            Self::Text(text) => text.as_str().into(),
+            Self::Integer(integer) => (*integer).into(),
+            Self::Boolean(value) => (*value).into(),
+        }
+    }
 }
 
 impl From<&str> for HeaderValue {
@@ -55,6 +76,19 @@ pub struct Properties {
     pub timestamp: Option<DateTime<Utc>>,
     /// `headers`.
     pub headers: BTreeMap<String, HeaderValue>,
+    /// The latest of the broker's own dead-letterings, from its `x-death` header; never written.
+    pub death: Option<Death>,
+}
+
+/// How the broker itself dead-lettered a message.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Death {
+    /// The broker's word: `delivery_limit`, `expired`, `maxlen` or `rejected`.
+    pub reason: String,
+    /// The queue it happened in.
+    pub queue: String,
+    /// When, to the second.
+    pub at: Option<DateTime<Utc>>,
 }
 
 impl Properties {

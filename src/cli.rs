@@ -1,8 +1,12 @@
 //! The command line: what it takes, and with which status it ends.
 
+mod dead_letters;
+mod input;
+mod output;
 mod run;
 mod schema;
 mod settings;
+mod submit;
 mod worker;
 
 use std::io::IsTerminal as _;
@@ -11,6 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use crate::broker::BrokerError;
 pub use settings::{BrokerSettings, DriverSettings};
 
 /// All went well.
@@ -19,7 +24,7 @@ pub const EXIT_OK: u8 = 0;
 pub const EXIT_ACTION_FAILED: u8 = 1;
 /// The input or the options are wrong.
 pub const EXIT_USAGE: u8 = 2;
-/// The broker refuses what the program needs, and waiting would not help.
+/// The broker refuses what the program needs, or a command cannot reach it.
 pub const EXIT_BROKER: u8 = 3;
 /// The program itself is in trouble.
 pub const EXIT_INTERNAL: u8 = 4;
@@ -27,12 +32,16 @@ pub const EXIT_INTERNAL: u8 = 4;
 /// Ended by Ctrl-C; what ran in a decky has been ended too.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
+/// How many publishes wait for their confirm at once.
+const PUBLISHES_AT_ONCE: usize = 64;
+
 const AFTER_HELP: &str = "\
 Exit status:
   0  all went well
   1  some action failed
   2  the input or the options are wrong
-  3  the broker refuses what is needed (credentials, virtual host, differing arguments)
+  3  the broker refuses what is needed (credentials, virtual host, differing arguments),
+     or a command that ends by itself cannot reach it
   4  internal trouble
 130  interrupted by Ctrl-C
 
@@ -52,6 +61,10 @@ enum Command {
     Run(run::Options),
     /// Take actions from the broker, perform them and publish their results, until told to stop
     Worker(worker::Options),
+    /// Check actions and publish them; with --wait print their results
+    Submit(submit::Options),
+    /// List, show, replay, discard or export the actions that were given up
+    DeadLetters(dead_letters::Options),
     /// Print the JSON Schema of an action or of a result
     Schema(schema::Options),
 }
@@ -79,6 +92,16 @@ impl Failed {
     }
 }
 
+impl From<BrokerError> for Failed {
+    fn from(error: BrokerError) -> Self {
+        let (what, hint) = match error {
+            BrokerError::Refused { what, hint } => (what, hint),
+            other => (other.to_string(), "is the broker up, and does --broker name it?".to_owned()),
+        };
+        Self { status: EXIT_BROKER, what, hint: Some(hint) }
+    }
+}
+
 /// Runs the command and turns its end into an exit status.
 #[must_use]
 pub fn main(cli: Cli) -> ExitCode {
@@ -86,6 +109,8 @@ pub fn main(cli: Cli) -> ExitCode {
     let ended = match cli.command {
         Command::Run(options) => run::run(&options),
         Command::Worker(options) => worker::run(&options),
+        Command::Submit(options) => submit::run(&options),
+        Command::DeadLetters(options) => dead_letters::run(&options),
         Command::Schema(options) => schema::run(&options),
     };
     ExitCode::from(ended.unwrap_or_else(|failed| {

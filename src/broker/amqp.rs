@@ -2,6 +2,8 @@
 
 mod convert;
 mod publisher;
+mod tap;
+mod walk;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -19,6 +21,8 @@ use tokio::time::timeout;
 
 use super::{Argument, BrokerError, Consume, Delivery, Queue, Settle, Topology};
 pub use publisher::AmqpPublisher;
+pub use tap::ResultsTap;
+pub use walk::QueueWalk;
 
 /// How long any single answer of the broker may take.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
@@ -210,14 +214,7 @@ impl AmqpConsumer {
     }
 
     fn take(&self, delivery: lapin::message::Delivery) -> Delivery<AmqpSettle> {
-        Delivery {
-            properties: convert::properties_from(&delivery.properties),
-            body: delivery.data,
-            redelivered: delivery.redelivered,
-            exchange: delivery.exchange.to_string(),
-            routing_key: delivery.routing_key.to_string(),
-            settle: AmqpSettle { acker: delivery.acker, life: self.life.subscribe() },
-        }
+        delivery_from(delivery, &self.life)
     }
 
     /// Closes the connection; what is not settled goes back to its queue.
@@ -248,6 +245,17 @@ impl Consume for AmqpConsumer {
         let cancel = self.channel.basic_cancel(tag.as_str(), BasicCancelOptions::default());
         // Where this fails the consumer is gone already.
         let _ = timeout(ANSWER_TIME_MAX, cancel).await;
+    }
+}
+
+fn delivery_from(delivery: lapin::message::Delivery, life: &watch::Sender<()>) -> Delivery<AmqpSettle> {
+    Delivery {
+        properties: convert::properties_from(&delivery.properties),
+        body: delivery.data,
+        redelivered: delivery.redelivered,
+        exchange: delivery.exchange.to_string(),
+        routing_key: delivery.routing_key.to_string(),
+        settle: AmqpSettle { acker: delivery.acker, life: life.subscribe() },
     }
 }
 

@@ -11,6 +11,10 @@ pub const RETRY_DELAYS: [Duration; 5] = [
     Duration::from_secs(600),
 ];
 
+/// Looking into a quorum queue counts as a delivery of all that is in it, and RabbitMQ 4 throws a
+/// message away after 20 deliveries unless the queue sets a limit of its own; RabbitMQ 3 knows no "none".
+const LOOKS_MAX: i64 = 2_000_000_000;
+
 /// An argument of a queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Argument {
@@ -59,6 +63,20 @@ impl Topology {
         }
     }
 
+    /// The names alone, for what only publishes or reads.
+    #[must_use]
+    pub fn of(prefix: &str) -> Self {
+        Self::new(prefix, true, &RETRY_DELAYS)
+    }
+
+    /// The queue of the dead letters.
+    #[must_use]
+    pub fn dead_queue(&self) -> Queue {
+        let mut dead = plain(&self.dead);
+        dead.arguments.push(("x-delivery-limit", Argument::Integer(LOOKS_MAX)));
+        dead
+    }
+
     /// The durable topic exchanges, in the order in which they are declared.
     #[must_use]
     pub fn exchanges(&self) -> [&str; 3] {
@@ -81,7 +99,6 @@ impl Topology {
     /// The queues, in the order in which they are declared.
     #[must_use]
     pub fn queues(&self) -> Vec<Queue> {
-        let text = |value: &str| Argument::Text(value.to_owned());
         // At-least-once dead lettering needs both the strategy and the overflow behaviour.
         let dead_letter_to = |exchange: &str| {
             vec![
@@ -91,12 +108,7 @@ impl Topology {
                 ("x-overflow", text("reject-publish")),
             ]
         };
-        let plain = |name: &String| Queue {
-            name: name.clone(),
-            bound_to: Some(name.clone()),
-            arguments: vec![("x-queue-type", text("quorum"))],
-        };
-        let mut queues = vec![plain(&self.dead)];
+        let mut queues = vec![self.dead_queue()];
         if self.results_queue {
             queues.push(plain(&self.results));
         }
@@ -110,5 +122,18 @@ impl Topology {
             queues.push(Queue { name: self.retry_queue_of(*delay), bound_to: None, arguments });
         }
         queues
+    }
+}
+
+fn text(value: &str) -> Argument {
+    Argument::Text(value.to_owned())
+}
+
+/// A quorum queue bound to the exchange of its name.
+fn plain(name: &str) -> Queue {
+    Queue {
+        name: name.to_owned(),
+        bound_to: Some(name.to_owned()),
+        arguments: vec![("x-queue-type", text("quorum"))],
     }
 }

@@ -1,15 +1,13 @@
 //! `deckswain run`: the worker's decoding, policy and driver, without a broker.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use chrono::Utc;
 use clap::Args;
-use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 use tokio::sync::watch;
-use uuid::Uuid;
 
+use super::input::{read_input, split, with_action_id};
 use super::{DriverSettings, EXIT_ACTION_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Failed, runtime};
 use crate::action::{Action, DecodeOptions};
 use crate::result::{Disposition, FailureClass, Occasion, WorkerIdentity};
@@ -80,51 +78,4 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
         }
         Ok(status)
     })
-}
-
-fn read_input(file: &PathBuf) -> Result<String, Failed> {
-    let mut bytes = Vec::new();
-    let read = if file.as_os_str() == "-" {
-        std::io::stdin().lock().read_to_end(&mut bytes)
-    } else {
-        std::fs::File::open(file).and_then(|mut opened| opened.read_to_end(&mut bytes))
-    };
-    read.map_err(|error| Failed::usage(format!("failed to read {}: {error}", file.display())))?;
-    String::from_utf8(bytes).map_err(|error| {
-        Failed::usage(format!("the input is not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
-    })
-}
-
-/// Takes one object, an array of them, or one after the other.
-fn split(input: &str) -> Result<Vec<&RawValue>, Failed> {
-    let not_json = |error: serde_json::Error| {
-        Failed::usage(format!("the input is no JSON: {error}"))
-            .hint("one JSON object, a JSON array, or one object a line; see `deckswain schema action`")
-    };
-    let mut actions = Vec::new();
-    for value in serde_json::Deserializer::from_str(input).into_iter::<&RawValue>() {
-        let value = value.map_err(not_json)?;
-        if value.get().starts_with('[') {
-            actions.extend(serde_json::from_str::<Vec<&RawValue>>(value.get()).map_err(not_json)?);
-        } else {
-            actions.push(value);
-        }
-    }
-    if actions.is_empty() {
-        return Err(Failed::usage("the input holds no action").hint("deckswain run --help"));
-    }
-    Ok(actions)
-}
-
-/// Gives an object an `action_id` where it has none; anything else is left for decoding to refuse.
-fn with_action_id(raw: &RawValue) -> String {
-    match serde_json::from_str::<Map<String, Value>>(raw.get()) {
-        Ok(object) if !object.contains_key("action_id") => {
-            let id = Uuid::new_v4();
-            let rest = raw.get().trim_start().trim_start_matches('{').trim_start();
-            let comma = if rest.starts_with('}') { "" } else { "," };
-            format!("{{\"action_id\":\"{id}\"{comma}{rest}")
-        }
-        _ => raw.get().to_owned(),
-    }
 }

@@ -278,6 +278,7 @@ fn result_properties(result: &ActivityResult, occasion: Occasion, delivered: &Pr
         app_id: Some("deckswain".to_owned()),
         timestamp: Some(occasion.finished_at),
         headers: traceparent.map(|(name, value)| (name.clone(), value.clone())).into_iter().collect(),
+        death: None,
     }
 }
 

@@ -4,7 +4,7 @@ use chrono::DateTime;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 
-use crate::broker::{HeaderValue, Properties};
+use crate::broker::{Death, HeaderValue, Properties};
 
 /// AMQP's `delivery_mode` of a message that outlives a restart of the broker.
 const PERSISTENT: u8 = 2;
@@ -38,7 +38,23 @@ pub fn properties_from(from: &BasicProperties) -> Properties {
         app_id: text(from.app_id()),
         timestamp: from.timestamp().and_then(|t| DateTime::from_timestamp(i64::try_from(t).ok()?, 0)),
         headers: headers.collect(),
+        death: from.headers().as_ref().and_then(death_from),
     }
+}
+
+/// The broker puts the latest death first.
+fn death_from(headers: &FieldTable) -> Option<Death> {
+    let AMQPValue::FieldArray(deaths) = headers.inner().get("x-death")? else { return None };
+    let Some(AMQPValue::FieldTable(latest)) = deaths.as_slice().first() else { return None };
+    let text = |name: &str| match latest.inner().get(name) {
+        Some(AMQPValue::LongString(text)) => String::from_utf8_lossy(text.as_bytes()).into_owned(),
+        _ => String::new(),
+    };
+    let at = match latest.inner().get("time") {
+        Some(AMQPValue::Timestamp(seconds)) => DateTime::from_timestamp(i64::try_from(*seconds).ok()?, 0),
+        _ => None,
+    };
+    Some(Death { reason: text("reason"), queue: text("queue"), at })
 }
 
 pub fn properties_to(from: &Properties) -> BasicProperties {

@@ -13,7 +13,7 @@ use super::{ANSWER_TIME_MAX, answer, convert, declare, open};
 use crate::broker::{BrokerError, Publication, Publish, PublishError, Topology};
 
 /// How many idle channels are kept; more than this many publishes at once open channels of their own.
-const IDLE_CHANNELS_MAX: usize = 16;
+const IDLE_CHANNELS_MAX: usize = 64;
 
 /// Publishes on a connection of its own, which it opens anew when it was lost.
 ///
@@ -22,7 +22,8 @@ const IDLE_CHANNELS_MAX: usize = 16;
 #[derive(Clone)]
 pub struct AmqpPublisher {
     url: Arc<str>,
-    topology: Arc<Topology>,
+    /// What to declare on a new connection.
+    topology: Option<Arc<Topology>>,
     state: Arc<Mutex<State>>,
     distrusted: Arc<AtomicBool>,
 }
@@ -40,10 +41,16 @@ impl AmqpPublisher {
     pub fn new(url: &str, topology: &Topology) -> Self {
         Self {
             url: url.into(),
-            topology: Arc::new(topology.clone()),
+            topology: Some(Arc::new(topology.clone())),
             state: Arc::default(),
             distrusted: Arc::default(),
         }
+    }
+
+    /// A publisher that leaves it to others to declare what it publishes to.
+    #[must_use]
+    pub fn to_what_is_there(url: &str) -> Self {
+        Self { url: url.into(), topology: None, state: Arc::default(), distrusted: Arc::default() }
     }
 
     async fn channel(&self) -> Result<Channel, BrokerError> {
@@ -68,7 +75,9 @@ impl AmqpPublisher {
         };
         // Whatever fails here, the connection is kept only if it has answered all of it.
         if !state.declared {
-            declare(&connection, &self.topology).await?;
+            if let Some(topology) = &self.topology {
+                declare(&connection, topology).await?;
+            }
             state.declared = true;
         }
         let channel = answer("open a channel", connection.create_channel()).await?;
@@ -76,6 +85,13 @@ impl AmqpPublisher {
         drop(state);
         answer("turn confirms on", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(channel)
+    }
+
+    /// Connects; `Err` tells why the broker cannot be used.
+    pub async fn ready(&self) -> Result<(), BrokerError> {
+        let channel = self.channel().await?;
+        self.give_back(channel).await;
+        Ok(())
     }
 
     /// Has the exchanges and queues looked after before the next publish.

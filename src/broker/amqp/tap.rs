@@ -1,0 +1,52 @@
+//! Results, watched through a queue of one's own.
+
+use futures_lite::StreamExt as _;
+use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{Connection, Consumer};
+
+use super::{answer, open};
+use crate::broker::{BrokerError, Topology};
+
+/// A private copy of the results from the moment it is opened; it takes nothing from anyone.
+pub struct ResultsTap {
+    /// The private queue lives as long as its connection.
+    connection: Connection,
+    consumer: Consumer,
+}
+
+impl ResultsTap {
+    /// Opens a tap on all results whose routing key matches `key`.
+    pub async fn open(url: &str, topology: &Topology, key: &str) -> Result<Self, BrokerError> {
+        let connection = open(url, "deckswain results").await?;
+        let channel = answer("open a channel", connection.create_channel()).await?;
+        let options =
+            QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+        let queue =
+            answer("declare a private queue", channel.queue_declare("", options, FieldTable::default()))
+                .await?;
+        let (queue, exchange) = (queue.name().as_str(), topology.results.as_str());
+        let bind =
+            channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), FieldTable::default());
+        answer(&format!("bind a private queue to {exchange}"), bind).await?;
+        let consume = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
+        let consumer =
+            answer("watch the results", channel.basic_consume(queue, "", consume, FieldTable::default()))
+                .await?;
+        Ok(Self { connection, consumer })
+    }
+
+    /// The next result's JSON text; `Err` when the connection was lost.
+    pub async fn next(&mut self) -> Result<Vec<u8>, BrokerError> {
+        match self.consumer.next().await {
+            Some(Ok(delivery)) => Ok(delivery.data),
+            Some(Err(error)) => Err(BrokerError::Away(format!("lost the results: {error}"))),
+            None => Err(BrokerError::Away("lost the results: the broker ended them".to_owned())),
+        }
+    }
+
+    /// Closes the connection, and its queue with it.
+    pub async fn close(self) {
+        let _ = answer("close the connection", self.connection.close(200, "done")).await;
+    }
+}

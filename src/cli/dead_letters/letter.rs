@@ -1,0 +1,196 @@
+//! What a dead letter tells of itself.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::DeadLetter;
+use crate::broker::{Death, HEADER_ATTEMPT, HEADER_FIRST_SEEN, HEADER_REPLAYS, HeaderValue, Properties};
+use crate::cli::input::with_field;
+use crate::cli::output::plain;
+use crate::result::base64_text;
+
+/// The headers that a worker writes on a dead letter, without `x-deckswain-`.
+const OURS: [&str; 8] =
+    ["reason", "class", "message", "attempts", "worker", "died-at", "exchange", "routing-key"];
+
+/// A dead letter without its content.
+#[derive(Debug)]
+pub struct Letter {
+    pub died_at: Option<DateTime<Utc>>,
+    reason: String,
+    pub class: String,
+    message: String,
+    pub kind: String,
+    pub decky: String,
+    path: String,
+    attempts: Option<i64>,
+    replays: i64,
+    pub action_id: String,
+}
+
+/// The fields of an action that a table shows; whatever else it holds is skipped.
+#[derive(Debug, Default, Deserialize)]
+struct Glance<'a> {
+    #[serde(borrow, default)]
+    kind: Cow<'a, str>,
+    #[serde(borrow, default)]
+    src_name: Cow<'a, str>,
+    #[serde(borrow, default)]
+    dst_name: Cow<'a, str>,
+    #[serde(borrow, default)]
+    path: Cow<'a, str>,
+    #[serde(borrow, default)]
+    action_id: Cow<'a, str>,
+}
+
+impl Letter {
+    pub const HEAD: [&str; 8] = ["WHEN", "REASON", "CLASS", "KIND", "DECKY", "PATH", "ATTEMPTS", "ACTION ID"];
+
+    pub fn of(delivery: &DeadLetter) -> Self {
+        let glance: Glance<'_> = serde_json::from_slice(&delivery.body).unwrap_or_default();
+        let properties = &delivery.properties;
+        let text =
+            |name: &str| ours(properties, name).and_then(HeaderValue::as_text).unwrap_or_default().to_owned();
+        let (mut reason, mut message) = (text("reason"), text("message"));
+        let mut died_at = DateTime::parse_from_rfc3339(&text("died-at")).ok().map(|at| at.to_utc());
+        if reason.is_empty()
+            && let Some(death) = &properties.death
+        {
+            (reason, message) = (death.reason.replace('_', "-"), in_words(death));
+            died_at = death.at;
+        }
+        let attempts = match ours(properties, "attempts") {
+            Some(HeaderValue::Integer(attempts)) => Some(*attempts),
+            _ => None,
+        };
+        let executing = if glance.kind == "traffic" { glance.src_name } else { glance.dst_name };
+        let id = if glance.action_id.is_empty() {
+            properties.message_id.clone().unwrap_or_default()
+        } else {
+            glance.action_id.into_owned()
+        };
+        Self {
+            died_at,
+            reason,
+            class: text("class"),
+            message,
+            kind: glance.kind.into_owned(),
+            decky: executing.into_owned(),
+            path: glance.path.into_owned(),
+            attempts,
+            replays: properties.replays(),
+            action_id: id,
+        }
+    }
+
+    pub fn row(&self) -> Vec<String> {
+        let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+        vec![
+            self.died_at.map_or("-".to_owned(), |at| at.to_rfc3339_opts(SecondsFormat::Secs, true)),
+            or_dash(&self.reason),
+            or_dash(&self.class),
+            or_dash(&self.kind),
+            or_dash(&self.decky),
+            or_dash(&self.path),
+            self.attempts.map_or("-".to_owned(), |attempts| attempts.to_string()),
+            or_dash(&self.action_id),
+        ]
+    }
+
+    pub fn to_json(&self) -> Value {
+        json!({
+            "died_at": self.died_at.map(|at| at.to_rfc3339_opts(SecondsFormat::Millis, true)),
+            "reason": self.reason, "class": self.class, "message": self.message, "kind": self.kind,
+            "decky": self.decky, "path": self.path, "attempts": self.attempts, "replays": self.replays,
+            "action_id": self.action_id,
+        })
+    }
+
+    /// With the headers and the body.
+    pub fn to_json_whole(&self, delivery: &DeadLetter) -> Value {
+        let mut whole = self.to_json();
+        let headers = delivery.properties.headers.iter().map(|(name, value)| (name.clone(), value.to_json()));
+        whole["headers"] = Value::Object(headers.collect());
+        match serde_json::from_slice::<Value>(&delivery.body) {
+            Ok(body) => whole["body"] = body,
+            Err(_) => whole["body_base64"] = base64_text(&delivery.body).into(),
+        }
+        whole
+    }
+
+    /// The same for a person.
+    pub fn text(&self, delivery: &DeadLetter) -> String {
+        let mut text = String::new();
+        for (name, value) in Self::HEAD.iter().zip(self.row()) {
+            let _ = writeln!(text, "{:<12}{}", name.to_lowercase(), plain(&value));
+        }
+        let _ =
+            writeln!(text, "{:<12}{}\n{:<12}{}", "message", plain(&self.message), "replays", self.replays);
+        text.push_str("headers\n");
+        for (name, value) in &delivery.properties.headers {
+            let _ = writeln!(text, "  {}: {}", plain(name), plain(&value.to_json().to_string()));
+        }
+        text.push_str("body\n");
+        let body = match serde_json::from_slice::<Value>(&delivery.body) {
+            Ok(body) => format!("{body:#}"),
+            Err(_) => String::from_utf8_lossy(&delivery.body).into_owned(),
+        };
+        for line in body.lines() {
+            let _ = writeln!(text, "  {}", plain(line));
+        }
+        text.trim_end().to_owned()
+    }
+
+    /// The action as `submit` reads it; `None` where the body is no JSON object.
+    pub fn to_submit(&self, delivery: &DeadLetter) -> Option<String> {
+        let body: &RawValue = serde_json::from_slice(&delivery.body).ok()?;
+        let is_object = body.get().starts_with('{');
+        is_object.then(|| match self.action_id.is_empty() {
+            true => body.get().to_owned(),
+            false => with_field(body.get(), "action_id", || self.action_id.clone()),
+        })
+    }
+}
+
+fn ours<'a>(properties: &'a Properties, name: &str) -> Option<&'a HeaderValue> {
+    properties.headers.get(&format!("x-deckswain-{name}"))
+}
+
+/// What the broker's own word means.
+fn in_words(death: &Death) -> String {
+    let queue = &death.queue;
+    match death.reason.as_str() {
+        "delivery_limit" => format!(
+            "{queue} delivered it as often as it may, and no worker lived to answer: it may bring its worker down"
+        ),
+        "expired" => format!("it lay in {queue} for longer than it may"),
+        "maxlen" => format!("{queue} was full"),
+        "rejected" => format!("a consumer of {queue} rejected it"),
+        other => format!("the broker says {other:?} of {queue}"),
+    }
+}
+
+/// The routing key and the properties of an action that is tried anew.
+pub fn to_replay(delivery: &DeadLetter) -> (String, Properties) {
+    let given = ours(&delivery.properties, "routing-key").and_then(HeaderValue::as_text);
+    let routing_key = given.unwrap_or(&delivery.routing_key).to_owned();
+    let mut properties = delivery.properties.clone();
+    let replays = properties.replays() + 1;
+    properties.headers.retain(|name, _| !is_bookkeeping(name));
+    properties.headers.insert(HEADER_REPLAYS.to_owned(), HeaderValue::Integer(replays));
+    (routing_key, properties)
+}
+
+fn is_bookkeeping(name: &str) -> bool {
+    let of_ours = name.strip_prefix("x-deckswain-").is_some_and(|name| OURS.contains(&name));
+    let of_broker = ["x-first-death-", "x-last-death-", "x-death", "x-delivery-count", "x-acquired-count"];
+    of_ours
+        || name == HEADER_ATTEMPT
+        || name == HEADER_FIRST_SEEN
+        || of_broker.iter().any(|own| name.starts_with(own))
+}

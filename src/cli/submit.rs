@@ -1,0 +1,216 @@
+//! `deckswain submit`: actions from a file or a pipe onto the broker.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use super::input::{read_input, split, with_action_id, with_content_bytes, with_issued_at};
+use super::output::{Printer, progress_bar};
+use super::settings::duration;
+use super::{BrokerSettings, EXIT_ACTION_FAILED, EXIT_BROKER, EXIT_OK, Failed, PUBLISHES_AT_ONCE, runtime};
+use crate::action::{Action, CONTENT_BYTES_LIMIT, DecodeOptions};
+use crate::broker::{AmqpPublisher, Properties, Publication, Publish as _, ResultsTap, Topology};
+
+const AFTER_HELP: &str = r#"FILE holds one JSON object, a JSON array, or one object a line. All of it is
+checked before anything is published. For every action that the broker took, a line
+{"action_id", "issued_at"} comes out; with --wait its result comes out instead.
+
+Exit status: 0 all were taken (with --wait: all succeeded), 1 with --wait: some
+failed or gave no result in time, 2 the input or the options are wrong and nothing
+was published, 3 the broker did not take all of them.
+
+Example:
+  echo '{"kind":"file","dst_uuid":"d1","dst_name":"web-01",
+         "path":"/home/alice/notes.txt","content":"call back\n"}' | deckswain submit --wait"#;
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Options {
+    /// Where the actions are; `-` is standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
+    /// Carry this local file's bytes as the one action's `content_bytes`
+    #[arg(long, value_name = "PATH")]
+    file_bytes: Option<PathBuf>,
+    /// Wait for the results and print them
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait for the results, from the last publish
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration, requires = "wait")]
+    wait_timeout: Duration,
+    #[command(flatten)]
+    broker: BrokerSettings,
+}
+
+/// An action that has been checked.
+struct Ready {
+    id: Uuid,
+    issued_at: Value,
+    routing_key: String,
+    body: String,
+}
+
+pub fn run(options: &Options) -> Result<u8, Failed> {
+    let actions = read_actions(options)?;
+    let topology = Topology::of(&options.broker.prefix);
+    let url = options.broker.broker.as_str();
+    runtime()?.block_on(async {
+        // Opened before anything is published, so that no result is missed.
+        let tap = match options.wait {
+            true => Some(ResultsTap::open(url, &topology, "#").await?),
+            false => None,
+        };
+        let publisher = AmqpPublisher::to_what_is_there(url);
+        publisher.ready().await?;
+        let mut printer = Printer::default();
+        let mut open: HashSet<Uuid> = actions.iter().map(|action| action.id).collect();
+        let total = actions.len();
+        let refused = publish_all(&publisher, &topology, actions, |id, issued_at| {
+            if !options.wait {
+                printer.line(&json!({"action_id": id, "issued_at": issued_at}).to_string());
+            }
+        })
+        .await;
+        publisher.close().await;
+        for (id, why) in &refused {
+            eprintln!("error: not taken: {id}: {why}");
+            open.remove(id);
+        }
+        eprintln!("submitted {} of {total}", total - refused.len());
+        let waited = match tap {
+            Some(tap) => wait(tap, open, options.wait_timeout, &mut printer).await?,
+            None => EXIT_OK,
+        };
+        Ok(if refused.is_empty() { waited } else { EXIT_BROKER })
+    })
+}
+
+fn read_actions(options: &Options) -> Result<Vec<Ready>, Failed> {
+    let input = read_input(&options.file)?;
+    let raw = split(&input)?;
+    if options.file_bytes.is_some() && raw.len() != 1 {
+        return Err(Failed::usage(format!("--file-bytes goes with one action, and there are {}", raw.len())));
+    }
+    let (mut ready, mut flaws) = (Vec::with_capacity(raw.len()), 0);
+    for (index, raw) in raw.into_iter().enumerate() {
+        let mut body = with_issued_at(&with_action_id(raw));
+        if let Some(path) = &options.file_bytes {
+            body = with_content_bytes(&body, path)?;
+        }
+        // The worker's own limit may be lower; this is what any worker can be set to.
+        let decode = DecodeOptions { message_id: None, content_bytes_max: CONTENT_BYTES_LIMIT };
+        match Action::decode(body.as_bytes(), decode) {
+            Ok(action) => {
+                let routing_key = format!("decky.{}", action.executing_decky());
+                let issued_at = action.issued_at.map_or(Value::Null, |at| at.to_rfc3339().into());
+                ready.push(Ready { id: action.id, issued_at, routing_key, body });
+            }
+            Err(invalid) => {
+                eprintln!("error: action {}: {invalid}", index + 1);
+                flaws += 1;
+            }
+        }
+    }
+    if flaws > 0 {
+        return Err(Failed::usage(format!(
+            "{flaws} of {} actions are invalid; nothing was published",
+            flaws + ready.len()
+        ))
+        .hint("deckswain schema action"));
+    }
+    Ok(ready)
+}
+
+/// Publishes with many confirms outstanding; gives those that the broker did not take, and why.
+async fn publish_all(
+    publisher: &AmqpPublisher,
+    topology: &Topology,
+    actions: Vec<Ready>,
+    mut taken: impl FnMut(Uuid, Value),
+) -> Vec<(Uuid, String)> {
+    let progress = progress_bar(actions.len() as u64, "submitting");
+    let slots = Arc::new(Semaphore::new(PUBLISHES_AT_ONCE));
+    let mut running = JoinSet::new();
+    let mut refused = Vec::new();
+    let mut settle = |ended: Result<(Uuid, Value, Result<(), String>), tokio::task::JoinError>| {
+        progress.inc(1);
+        match ended {
+            Ok((id, issued_at, Ok(()))) => taken(id, issued_at),
+            Ok((id, _, Err(why))) => refused.push((id, why)),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    };
+    for action in actions {
+        while let Some(ended) = running.try_join_next() {
+            settle(ended);
+        }
+        let Ok(slot) = slots.clone().acquire_owned().await else { break };
+        let (publisher, exchange) = (publisher.clone(), topology.actions.clone());
+        running.spawn(async move {
+            let _slot = slot;
+            let properties = Properties {
+                message_id: Some(action.id.to_string()),
+                content_type: Some("application/json".to_owned()),
+                message_type: Some("action".to_owned()),
+                app_id: Some("deckswain".to_owned()),
+                timestamp: Some(chrono::Utc::now()),
+                ..Properties::default()
+            };
+            let publication = Publication {
+                exchange: &exchange,
+                routing_key: &action.routing_key,
+                properties: &properties,
+                body: action.body.as_bytes(),
+            };
+            let published = publisher.publish(publication).await.map_err(|error| error.to_string());
+            (action.id, action.issued_at, published)
+        });
+    }
+    while let Some(ended) = running.join_next().await {
+        settle(ended);
+    }
+    progress.finish_and_clear();
+    refused
+}
+
+async fn wait(
+    mut tap: ResultsTap,
+    mut open: HashSet<Uuid>,
+    time_max: Duration,
+    printer: &mut Printer,
+) -> Result<u8, Failed> {
+    let deadline = Instant::now() + time_max;
+    let (mut succeeded, mut failed, total) = (0, 0, open.len());
+    let progress = progress_bar(total as u64, "waiting");
+    while !open.is_empty() {
+        let Ok(next) = timeout_at(deadline, tap.next()).await else { break };
+        let body = next?;
+        let Ok(result) = serde_json::from_slice::<Value>(&body) else { continue };
+        let id = result["action_id"].as_str().and_then(|id| id.parse::<Uuid>().ok());
+        if !id.is_some_and(|id| open.remove(&id)) {
+            continue;
+        }
+        if result["success"] == true {
+            succeeded += 1
+        } else {
+            failed += 1
+        }
+        progress.inc(1);
+        progress.suspend(|| printer.line(&String::from_utf8_lossy(&body)));
+    }
+    progress.finish_and_clear();
+    tap.close().await;
+    for id in &open {
+        eprintln!("error: no result of {id} within {}", humantime::format_duration(time_max));
+    }
+    eprintln!("{succeeded} succeeded, {failed} failed, {} without a result", open.len());
+    Ok(if failed == 0 && open.is_empty() { EXIT_OK } else { EXIT_ACTION_FAILED })
+}
