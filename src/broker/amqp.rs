@@ -29,7 +29,9 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long the answer to "are you there?" may take: a worker is to consume again within 10 s.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(5);
 /// Seconds between heartbeats where the URL does not say; a mute peer is given up after two.
-const HEARTBEAT_SECONDS: u16 = 10;
+///
+/// The broker delivers anew what a connection held only when it has given that connection up.
+const HEARTBEAT_SECONDS: u16 = 5;
 
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
