@@ -222,7 +222,9 @@ impl AmqpConsumer {
     /// Closes the connection; what is not settled goes back to its queue.
     pub async fn close(self) {
         drop(self.life);
-        // A broker that no longer answers has dropped the connection, or soon will.
+        // The channel first: the connection's close can overtake acks. A broker that no longer
+        // answers has dropped the connection, or soon will.
+        let _ = timeout(ANSWER_TIME_MAX, self.channel.close(200, "done")).await;
         let _ = timeout(ANSWER_TIME_MAX, self.connection.close(200, "done")).await;
     }
 }

@@ -131,16 +131,19 @@ impl<R: RunCommand> Service<R> {
             Err(error) => return Ended::NotConnected(error),
         };
         info!("consuming from {}", self.options.topology.actions);
-        let ended = match self.take_deliveries(&mut consumer).await {
+        match self.take_deliveries(&mut consumer).await {
             Ok(()) => {
                 consumer.cancel().await;
                 self.drain().await;
+                consumer.close().await;
                 Ended::Stopped
             }
-            Err(error) => Ended::Lost(error),
-        };
-        consumer.close().await;
-        ended
+            Err(error) => {
+                // A mute broker does not answer a close either, and the next connection need not wait for it.
+                tokio::spawn(consumer.close());
+                Ended::Lost(error)
+            }
+        }
     }
 
     async fn take_deliveries(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
