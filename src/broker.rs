@@ -8,7 +8,7 @@ use std::future::Future;
 
 use chrono::{DateTime, Utc};
 
-pub use amqp::{AmqpConsumer, AmqpPublisher, AmqpSettle, QueueWalk, ResultsTap, connect};
+pub use amqp::{AmqpConsumer, AmqpPublisher, AmqpSettle, QueueWalk, ResultsTap, State, connect, inspect};
 pub use topology::{Argument, Queue, RETRY_DELAYS, Topology};
 
 /// Counts the attempts at an action, from 1.

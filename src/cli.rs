@@ -1,18 +1,24 @@
 //! The command line: what it takes, and with which status it ends.
 
+mod config;
 mod dead_letters;
+mod generate;
 mod input;
 mod output;
+mod results;
 mod run;
 mod schema;
 mod settings;
 mod submit;
+mod topology;
 mod worker;
 
+use std::ffi::OsString;
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::broker::BrokerError;
@@ -53,6 +59,9 @@ Actions are described by `deckswain schema action`, results by `deckswain schema
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// A file of settings [default: deckswain.toml, if it is there]
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -63,10 +72,20 @@ enum Command {
     Worker(worker::Options),
     /// Check actions and publish them; with --wait print their results
     Submit(submit::Options),
+    /// Watch results as they come, taking none from anyone
+    Results(results::Options),
     /// List, show, replay, discard or export the actions that were given up
     DeadLetters(dead_letters::Options),
     /// Print the JSON Schema of an action or of a result
     Schema(schema::Options),
+    /// Print what is declared on the broker, and compare it with what is there
+    Topology(topology::Options),
+    /// Print the settings in force and where each came from
+    Config(config::Options),
+    /// Print a script that completes this program's commands in a shell
+    Completions(generate::CompletionsOptions),
+    /// Print the manual page
+    Man(generate::ManOptions),
 }
 
 /// A command's failure, in words for a person, with the status to end with.
@@ -102,24 +121,41 @@ impl From<BrokerError> for Failed {
     }
 }
 
-/// Runs the command and turns its end into an exit status.
+/// Parses the arguments, runs the command and turns its end into an exit status.
 #[must_use]
-pub fn main(cli: Cli) -> ExitCode {
+pub fn main() -> ExitCode {
     log_to_stderr();
-    let ended = match cli.command {
-        Command::Run(options) => run::run(&options),
-        Command::Worker(options) => worker::run(&options),
-        Command::Submit(options) => submit::run(&options),
-        Command::DeadLetters(options) => dead_letters::run(&options),
-        Command::Schema(options) => schema::run(&options),
-    };
-    ExitCode::from(ended.unwrap_or_else(|failed| {
+    ExitCode::from(run_command().unwrap_or_else(|failed| {
         eprintln!("error: {}", failed.what);
         if let Some(hint) = failed.hint {
             eprintln!("  try: {hint}");
         }
         failed.status
     }))
+}
+
+fn run_command() -> Result<u8, Failed> {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let plain = Cli::command();
+    let files = config::FromFiles::read(&plain, &arguments)?;
+    let command = files.apply(plain);
+    let matches = command.clone().get_matches_from(arguments);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match cli.command {
+        Command::Run(options) => run::run(&options),
+        Command::Worker(options) => worker::run(&options),
+        Command::Submit(options) => submit::run(&options),
+        Command::Results(options) => results::run(&options),
+        Command::DeadLetters(options) => dead_letters::run(&options),
+        Command::Schema(options) => schema::run(&options),
+        Command::Topology(options) => topology::run(&options),
+        Command::Config(options) => match matches.subcommand() {
+            Some((_, matches)) => config::run(&options, &command, matches, &files),
+            None => unreachable!("a command was parsed"),
+        },
+        Command::Completions(options) => generate::completions(&options, Cli::command()),
+        Command::Man(options) => generate::man(&options, Cli::command()),
+    }
 }
 
 /// The AMQP client tells of a lost connection once a channel; the worker says it once.

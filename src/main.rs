@@ -2,8 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
-    deckswain::cli::main(deckswain::cli::Cli::parse())
+    deckswain::cli::main()
 }

@@ -1,6 +1,7 @@
 //! The broker over AMQP 0-9-1; the one module that names `lapin`.
 
 mod convert;
+mod inspect;
 mod publisher;
 mod tap;
 mod walk;
@@ -20,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{Argument, BrokerError, Consume, Delivery, Queue, Settle, Topology};
+pub use inspect::{State, inspect};
 pub use publisher::AmqpPublisher;
 pub use tap::ResultsTap;
 pub use walk::QueueWalk;

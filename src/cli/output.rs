@@ -12,6 +12,10 @@ pub struct Printer {
 }
 
 impl Printer {
+    pub fn reader_has_gone(&self) -> bool {
+        self.reader_has_gone
+    }
+
     pub fn line(&mut self, line: &str) {
         if !self.reader_has_gone {
             let mut stdout = std::io::stdout().lock();

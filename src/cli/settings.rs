@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use globset::{Glob, GlobMatcher};
 
 use super::Failed;
 use crate::action::{CONTENT_BYTES_DEFAULT, CONTENT_BYTES_LIMIT};
@@ -95,4 +96,16 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error} (write it like 8s, 500ms or 2m)")),
     }
+}
+
+pub(super) fn glob(text: &str) -> Result<GlobMatcher, String> {
+    Glob::new(text).map(|glob| glob.compile_matcher()).map_err(|error| error.to_string())
+}
+
+/// The delay queues.
+#[derive(Debug, Clone, Args)]
+pub struct RetrySettings {
+    /// How long a failed action waits before its next attempt, one delay for each; the last serves all further ones
+    #[arg(long, value_name = "DURATIONS", env = "DECKSWAIN_RETRY_DELAYS", default_value = "1s,5s,30s,2m,10m", value_delimiter = ',', value_parser = duration)]
+    pub retry_delays: Vec<Duration>,
 }

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::settings::duration;
+use super::settings::{RetrySettings, duration};
 use super::{BrokerSettings, DriverSettings, EXIT_BROKER, EXIT_OK, Failed, runtime};
 use crate::broker::{AmqpPublisher, BrokerError, Topology};
 use crate::result::WorkerIdentity;
@@ -35,9 +35,8 @@ pub struct Options {
     /// How often an action is tried in all when the decky or the engine is in trouble
     #[arg(long, value_name = "N", env = "DECKSWAIN_MAX_ATTEMPTS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     max_attempts: u32,
-    /// How long a failed action waits before its next attempt, one delay for each; the last serves all further ones
-    #[arg(long, value_name = "DURATIONS", env = "DECKSWAIN_RETRY_DELAYS", default_value = "1s,5s,30s,2m,10m", value_delimiter = ',', value_parser = duration)]
-    retry_delays: Vec<Duration>,
+    #[command(flatten)]
+    retries: RetrySettings,
     /// How long what runs may go on after SIGTERM
     #[arg(long, value_name = "DURATION", env = "DECKSWAIN_GRACE", default_value = "30s", value_parser = duration)]
     grace: Duration,
@@ -82,7 +81,8 @@ impl Options {
 }
 
 pub fn run(options: &Options) -> Result<u8, Failed> {
-    let topology = Topology::new(&options.broker.prefix, !options.no_results_queue, &options.retry_delays);
+    let topology =
+        Topology::new(&options.broker.prefix, !options.no_results_queue, &options.retries.retry_delays);
     let service = options.service(topology.clone())?;
     let publisher = AmqpPublisher::new(&options.broker.broker, &topology);
     let worker_id = options.worker_id.clone();

@@ -4,8 +4,9 @@ use futures_lite::StreamExt as _;
 use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Connection, Consumer};
+use tokio::time::timeout;
 
-use super::{answer, open};
+use super::{ANSWER_TIME_MAX, NOT_FOUND, answer, no_answer, open, reply_code};
 use crate::broker::{BrokerError, Topology};
 
 /// A private copy of the results from the moment it is opened; it takes nothing from anyone.
@@ -28,7 +29,18 @@ impl ResultsTap {
         let (queue, exchange) = (queue.name().as_str(), topology.results.as_str());
         let bind =
             channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), FieldTable::default());
-        answer(&format!("bind a private queue to {exchange}"), bind).await?;
+        let what = format!("bind a private queue to {exchange}");
+        match timeout(ANSWER_TIME_MAX, bind).await {
+            Ok(Err(error)) if reply_code(&error) == Some(NOT_FOUND) => {
+                return Err(BrokerError::Refused {
+                    what: format!("there is no exchange {exchange}"),
+                    hint: "is --prefix right? `deckswain topology --declare` makes what is missing"
+                        .to_owned(),
+                });
+            }
+            Ok(bound) => answer(&what, std::future::ready(bound)).await?,
+            Err(_) => return Err(no_answer(&what, ANSWER_TIME_MAX)),
+        }
         let consume = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
         let consumer =
             answer("watch the results", channel.basic_consume(queue, "", consume, FieldTable::default()))

@@ -161,7 +161,7 @@ async fn count(connection: &Connection, queue: &Queue) -> Result<u32, BrokerErro
     match timeout(ANSWER_TIME_MAX, declare(true)).await {
         Ok(Err(error)) if reply_code(&error) == Some(NOT_FOUND) => Err(BrokerError::Refused {
             what: format!("there is no queue {}", queue.name),
-            hint: "is --prefix right? A worker declares its queues when it starts".to_owned(),
+            hint: "is --prefix right? `deckswain topology --declare` makes what is missing".to_owned(),
         }),
         Ok(looked) => {
             answer(&what, std::future::ready(looked)).await?;

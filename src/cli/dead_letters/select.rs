@@ -3,9 +3,10 @@
 use chrono::{DateTime, Utc};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use globset::{Glob, GlobMatcher};
+use globset::GlobMatcher;
 
 use super::letter::Letter;
+use crate::cli::settings::glob;
 
 /// Filters that all have to hold; none means all dead letters.
 #[derive(Debug, Args)]
@@ -48,10 +49,6 @@ impl Selection {
             && self.since.is_none_or(|since| letter.died_at.is_some_and(|at| at >= since))
             && self.until.is_none_or(|until| letter.died_at.is_some_and(|at| at < until))
     }
-}
-
-fn glob(text: &str) -> Result<GlobMatcher, String> {
-    Glob::new(text).map(|glob| glob.compile_matcher()).map_err(|error| error.to_string())
 }
 
 fn when(text: &str) -> Result<DateTime<Utc>, String> {

@@ -1,0 +1,90 @@
+//! Whether the broker has what the topology names.
+
+use std::future::Future;
+
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{Connection, ExchangeKind};
+use tokio::time::timeout;
+
+use super::{ANSWER_TIME_MAX, NOT_FOUND, answer, arguments, declare, no_answer, open, reply_code};
+use crate::broker::{BrokerError, Topology};
+
+const PRECONDITION_FAILED: u16 = 406;
+
+/// What became of one exchange or queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// It is there as it should be.
+    Same,
+    /// It is not there.
+    Missing,
+    /// It is there with other arguments, in the broker's words.
+    Differs(String),
+}
+
+/// Looks at every exchange, then every queue, in the topology's order; with `make` declares what is
+/// missing first.
+pub async fn inspect(url: &str, topology: &Topology, make: bool) -> Result<Vec<State>, BrokerError> {
+    let connection = open(url, "deckswain topology").await?;
+    let mut states = look(&connection, topology).await?;
+    // With something that differs nothing is declared: the rest would have to be mended with it.
+    if make && !states.iter().any(|state| matches!(state, State::Differs(_))) {
+        declare(&connection, topology).await?;
+        states = look(&connection, topology).await?;
+    }
+    answer("close the connection", connection.close(200, "done")).await?;
+    Ok(states)
+}
+
+async fn look(connection: &Connection, topology: &Topology) -> Result<Vec<State>, BrokerError> {
+    let mut states = Vec::new();
+    for name in topology.exchanges() {
+        let declare = |passive| async move {
+            let channel = connection.create_channel().await?;
+            let options =
+                ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
+            channel.exchange_declare(name, ExchangeKind::Topic, options, FieldTable::default()).await?;
+            channel.close(200, "done").await
+        };
+        states.push(state(name, declare(true), declare(false)).await?);
+    }
+    for queue in topology.queues() {
+        let queue = &queue;
+        let declare = |passive| async move {
+            let channel = connection.create_channel().await?;
+            let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
+            channel.queue_declare(&queue.name, options, arguments(queue)).await?;
+            channel.close(200, "done").await
+        };
+        states.push(state(&queue.name, declare(true), declare(false)).await?);
+    }
+    Ok(states)
+}
+
+/// Only a declaration compares arguments, and it would make what is missing: so it is looked for first.
+async fn state(
+    name: &str,
+    is_there: impl Future<Output = lapin::Result<()>>,
+    is_same: impl Future<Output = lapin::Result<()>>,
+) -> Result<State, BrokerError> {
+    let what = format!("look at {name}");
+    match timeout(ANSWER_TIME_MAX, is_there).await {
+        Ok(Err(error)) if reply_code(&error) == Some(NOT_FOUND) => return Ok(State::Missing),
+        Ok(other) => answer(&what, std::future::ready(other)).await?,
+        Err(_) => return Err(no_answer(&what, ANSWER_TIME_MAX)),
+    }
+    match timeout(ANSWER_TIME_MAX, is_same).await {
+        Ok(Err(error)) if reply_code(&error) == Some(PRECONDITION_FAILED) => {
+            Ok(State::Differs(difference(&error.to_string())))
+        }
+        Ok(other) => answer(&what, std::future::ready(other)).await.map(|()| State::Same),
+        Err(_) => Err(no_answer(&what, ANSWER_TIME_MAX)),
+    }
+}
+
+/// The part of the broker's words that names the argument and both values.
+fn difference(said: &str) -> String {
+    let start = said.find("inequivalent arg").unwrap_or(0);
+    said[start..].to_owned()
+}

@@ -1,0 +1,149 @@
+//! `deckswain results`: results as they come.
+
+use chrono::{DateTime, Local};
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use globset::GlobMatcher;
+use serde_json::Value;
+
+use super::output::{Printer, plain};
+use super::settings::glob;
+use super::{BrokerSettings, EXIT_OK, Failed, runtime};
+use crate::backoff::Backoff;
+use crate::broker::{BrokerError, ResultsTap, Topology};
+
+const AFTER_HELP: &str = "\
+Watches through a private queue that ends with the command: no result is taken from
+anyone. What came while the connection was lost is not shown.
+
+Examples:
+  deckswain results --failed
+  deckswain results --canary --json | jq .attribution";
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Options {
+    /// Go on until interrupted, which is what it does without `--limit`
+    #[arg(long, short, conflicts_with = "limit")]
+    follow: bool,
+    /// End after so many results
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Only actions of this kind
+    #[arg(long, value_parser = PossibleValuesParser::new(["traffic", "file", "edit", "read", "remove"]))]
+    kind: Option<String>,
+    /// Only actions that concern a decky which matches this glob
+    #[arg(long, value_name = "GLOB", value_parser = glob)]
+    decky: Option<GlobMatcher>,
+    /// Only what failed
+    #[arg(long)]
+    failed: bool,
+    /// Only canaries
+    #[arg(long)]
+    canary: bool,
+    /// The results as they are, one JSON object a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    broker: BrokerSettings,
+}
+
+impl Options {
+    /// The broker sorts out what the routing key tells.
+    fn routing_key(&self) -> String {
+        let kind = self.kind.as_deref().unwrap_or("*");
+        let canary = if self.canary { "canary" } else { "*" };
+        let failed = if self.failed { "failed" } else { "*" };
+        format!("activity.{kind}.{canary}.{failed}.#")
+    }
+
+    fn wants(&self, result: &Value) -> bool {
+        let deckies = ["dst_decky", "src_decky"];
+        let matches = |glob: &GlobMatcher| {
+            deckies.iter().filter_map(|name| result["payload"][name].as_str()).any(|name| glob.is_match(name))
+        };
+        self.decky.as_ref().is_none_or(matches)
+    }
+}
+
+pub fn run(options: &Options) -> Result<u8, Failed> {
+    let topology = Topology::of(&options.broker.prefix);
+    runtime()?.block_on(async {
+        let mut printer = Printer::default();
+        let mut left = options.limit.unwrap_or(usize::MAX);
+        let mut backoff = Backoff::default();
+        let (mut seen_once, mut said) = (false, false);
+        loop {
+            match ResultsTap::open(&options.broker.broker, &topology, &options.routing_key()).await {
+                Ok(tap) => {
+                    eprintln!(
+                        "{} {}",
+                        if seen_once { "watching again" } else { "watching" },
+                        topology.results
+                    );
+                    if !seen_once && !options.json {
+                        printer.line(&line(["TIME", "KIND", "DECKY", "OUTCOME", "MS", "WHAT"]));
+                    }
+                    (seen_once, said, backoff) = (true, false, Backoff::default());
+                    match watch(tap, options, &mut printer, &mut left).await {
+                        Ok(()) => return Ok(EXIT_OK),
+                        Err(error) => eprintln!("{error}; connecting again"),
+                    }
+                }
+                Err(error) if !seen_once => return Err(error.into()),
+                Err(error) if !said => {
+                    eprintln!("{error}; trying again until the broker answers");
+                    said = true;
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(backoff.next_wait()).await;
+        }
+    })
+}
+
+async fn watch(
+    mut tap: ResultsTap,
+    options: &Options,
+    printer: &mut Printer,
+    left: &mut usize,
+) -> Result<(), BrokerError> {
+    while *left > 0 && !printer.reader_has_gone() {
+        let body = tap.next().await?;
+        let Ok(result) = serde_json::from_slice::<Value>(&body) else { continue };
+        if options.wants(&result) {
+            let text = if options.json { String::from_utf8_lossy(&body).into_owned() } else { row(&result) };
+            printer.line(&text);
+            *left -= 1;
+        }
+    }
+    tap.close().await;
+    Ok(())
+}
+
+fn row(result: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let payload = &result["payload"];
+    let finished = result["finished_at"].as_str().and_then(|at| DateTime::parse_from_rfc3339(at).ok());
+    let time = finished.map_or("-".to_owned(), |at| at.with_timezone(&Local).format("%H:%M:%S").to_string());
+    let is_traffic = result["kind"] == "traffic";
+    let decky = if is_traffic { &payload["src_decky"] } else { &payload["dst_decky"] };
+    let outcome = match &result["failure"]["class"] {
+        Value::String(class) => class.clone(),
+        _ if result["success"] == true => "ok".to_owned(),
+        _ => "failed".to_owned(),
+    };
+    let what = match (is_traffic, payload["path"].as_str()) {
+        (true, _) => format!("{} {}", text(&result["action"]), text(&payload["dst_decky"])),
+        (false, Some(path)) => format!("{} {path}", text(&result["action"])),
+        (false, None) => text(&result["action"]),
+    };
+    let ms = result["duration_ms"].to_string();
+    line([&time, &text(&result["kind"]), &text(decky), &outcome, &ms, &what])
+}
+
+/// Columns of a width that most values fit, since what is still to come cannot be measured.
+fn line(cells: [&str; 6]) -> String {
+    let [time, kind, decky, outcome, ms, what] = cells.map(plain);
+    format!("{time:<8}  {kind:<7}  {decky:<16}  {outcome:<14}  {ms:>6}  {what}")
+}

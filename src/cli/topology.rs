@@ -1,0 +1,87 @@
+//! `deckswain topology`: what is declared on the broker, and whether it is there.
+
+use clap::Args;
+use serde_json::json;
+
+use super::output::{Printer, table};
+use super::settings::RetrySettings;
+use super::{BrokerSettings, EXIT_ACTION_FAILED, EXIT_OK, Failed, runtime};
+use crate::broker::{Argument, State, Topology, inspect};
+
+const AFTER_HELP: &str = "\
+Compares each exchange and queue with the broker's. AMQP does not show bindings:
+`--declare` makes those that are missing, and leaves what is there as it is.
+
+Exit status: 0 all is there as it should be, 1 something is missing or differs,
+3 the broker cannot be reached.
+
+Examples:
+  deckswain topology
+  deckswain topology --declare";
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Options {
+    /// Declare what is missing
+    #[arg(long)]
+    declare: bool,
+    /// One JSON object a line instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Leave out the <prefix>.results queue
+    #[arg(long, env = "DECKSWAIN_NO_RESULTS_QUEUE")]
+    no_results_queue: bool,
+    #[command(flatten)]
+    retries: RetrySettings,
+    #[command(flatten)]
+    broker: BrokerSettings,
+}
+
+pub fn run(options: &Options) -> Result<u8, Failed> {
+    let topology =
+        Topology::new(&options.broker.prefix, !options.no_results_queue, &options.retries.retry_delays);
+    let states = runtime()?.block_on(inspect(&options.broker.broker, &topology, options.declare))?;
+    let mut rows = Vec::new();
+    for name in topology.exchanges() {
+        rows.push((name.to_owned(), "topic exchange", String::new(), String::new()));
+    }
+    for queue in topology.queues() {
+        let arguments: Vec<String> =
+            queue.arguments.iter().map(|(name, value)| format!("{name}={}", shown(value))).collect();
+        let bound = queue.bound_to.map_or(String::new(), |exchange| format!("{exchange} #"));
+        rows.push((queue.name, "queue", arguments.join(" "), bound));
+    }
+    let mut printer = Printer::default();
+    let said = states.iter().map(|state| match state {
+        State::Same => "ok".to_owned(),
+        State::Missing => "missing".to_owned(),
+        State::Differs(how) => format!("differs: {how}"),
+    });
+    let rows = rows.into_iter().zip(said);
+    if options.json {
+        for ((name, what, arguments, bound), state) in rows {
+            let line = json!({"name": name, "type": what, "arguments": arguments, "bound_to": bound, "state": state});
+            printer.line(&line.to_string());
+        }
+    } else {
+        let rows = rows.map(|((name, what, arguments, bound), state)| {
+            vec![name, what.to_owned(), state, bound, arguments]
+        });
+        printer.line(table(&["NAME", "TYPE", "STATE", "BOUND TO", "ARGUMENTS"], rows).trim_end());
+    }
+    if states.iter().any(|state| matches!(state, State::Differs(_))) {
+        eprintln!(
+            "what differs cannot be changed in place: empty it, delete it (`rabbitmqctl delete_queue NAME`), then `deckswain topology --declare`; or choose another --prefix"
+        );
+    } else if states.contains(&State::Missing) {
+        eprintln!("what is missing comes with `deckswain topology --declare`, or when a worker starts");
+    }
+    Ok(if states.iter().all(|state| *state == State::Same) { EXIT_OK } else { EXIT_ACTION_FAILED })
+}
+
+fn shown(value: &Argument) -> String {
+    match value {
+        Argument::Text(text) => text.clone(),
+        Argument::Integer(integer) => integer.to_string(),
+    }
+}
