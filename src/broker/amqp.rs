@@ -113,23 +113,11 @@ async fn consume(channel: &Channel, queue: &str) -> Result<Consumer, BrokerError
 
 async fn declare(connection: &Connection, topology: &Topology) -> Result<(), BrokerError> {
     for name in topology.exchanges() {
-        let declare = |passive| async move {
-            let channel = connection.create_channel().await?;
-            let options =
-                ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
-            channel.exchange_declare(name, ExchangeKind::Topic, options, FieldTable::default()).await?;
-            channel.close(200, "done").await
-        };
+        let declare = |passive| declare_exchange(connection, name, passive);
         or_else_there(&format!("declare exchange {name}"), declare(false), declare(true)).await?;
     }
-    for queue in topology.queues() {
-        let queue = &queue;
-        let declare = |passive| async move {
-            let channel = connection.create_channel().await?;
-            let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
-            channel.queue_declare(&queue.name, options, arguments(queue)).await?;
-            channel.close(200, "done").await
-        };
+    for queue in &topology.queues() {
+        let declare = |passive| async move { declare_queue(connection, queue, passive).await.map(|_| ()) };
         or_else_there(&format!("declare queue {}", queue.name), declare(false), declare(true)).await?;
         if let Some(exchange) = &queue.bound_to {
             let bind = async {
@@ -144,9 +132,24 @@ async fn declare(connection: &Connection, topology: &Topology) -> Result<(), Bro
     Ok(())
 }
 
+/// Declares an exchange, or only looks for it; on a channel of its own, as a refusal closes that.
+async fn declare_exchange(connection: &Connection, name: &str, passive: bool) -> lapin::Result<()> {
+    let channel = connection.create_channel().await?;
+    let options = ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
+    channel.exchange_declare(name, ExchangeKind::Topic, options, FieldTable::default()).await?;
+    channel.close(200, "done").await
+}
+
+/// The same of a queue; gives how many of its messages wait.
+async fn declare_queue(connection: &Connection, queue: &Queue, passive: bool) -> lapin::Result<u32> {
+    let channel = connection.create_channel().await?;
+    let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
+    let declared = channel.queue_declare(&queue.name, options, arguments(queue)).await?;
+    channel.close(200, "done").await?;
+    Ok(declared.message_count())
+}
+
 /// Declares what is there or not there yet; whoever may not declare may still use what is there.
-///
-/// Each declaration has a channel of its own, as a refusal closes it.
 async fn or_else_there(
     what: &str,
     declare: impl Future<Output = lapin::Result<()>>,

@@ -2,12 +2,12 @@
 
 use std::future::Future;
 
-use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
-use lapin::{Connection, ExchangeKind};
+use lapin::Connection;
 use tokio::time::timeout;
 
-use super::{ANSWER_TIME_MAX, NOT_FOUND, answer, arguments, declare, no_answer, open, reply_code};
+use super::{
+    ANSWER_TIME_MAX, NOT_FOUND, answer, declare, declare_exchange, declare_queue, no_answer, open, reply_code,
+};
 use crate::broker::{BrokerError, Topology};
 
 const PRECONDITION_FAILED: u16 = 406;
@@ -40,23 +40,11 @@ pub async fn inspect(url: &str, topology: &Topology, make: bool) -> Result<Vec<S
 async fn look(connection: &Connection, topology: &Topology) -> Result<Vec<State>, BrokerError> {
     let mut states = Vec::new();
     for name in topology.exchanges() {
-        let declare = |passive| async move {
-            let channel = connection.create_channel().await?;
-            let options =
-                ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
-            channel.exchange_declare(name, ExchangeKind::Topic, options, FieldTable::default()).await?;
-            channel.close(200, "done").await
-        };
+        let declare = |passive| declare_exchange(connection, name, passive);
         states.push(state(name, declare(true), declare(false)).await?);
     }
-    for queue in topology.queues() {
-        let queue = &queue;
-        let declare = |passive| async move {
-            let channel = connection.create_channel().await?;
-            let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
-            channel.queue_declare(&queue.name, options, arguments(queue)).await?;
-            channel.close(200, "done").await
-        };
+    for queue in &topology.queues() {
+        let declare = |passive| async move { declare_queue(connection, queue, passive).await.map(|_| ()) };
         states.push(state(&queue.name, declare(true), declare(false)).await?);
     }
     Ok(states)

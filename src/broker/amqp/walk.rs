@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use futures_lite::StreamExt as _;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    ANSWER_TIME_MAX, AmqpSettle, NOT_FOUND, answer, arguments, delivery_from, no_answer, open, reply_code,
+    ANSWER_TIME_MAX, AmqpSettle, NOT_FOUND, answer, declare_queue, delivery_from, no_answer, open, reply_code,
 };
 use crate::broker::{BrokerError, Delivery, Queue};
 
@@ -27,7 +27,7 @@ const GIVING_BACK_TIME_MAX: Duration = Duration::from_secs(2);
 /// Each message is held until the walk ends; [`QueueWalk::end`] gives back what was not acked, in its order.
 pub struct QueueWalk {
     connection: Connection,
-    queue: String,
+    queue: Queue,
     channels: Vec<Channel>,
     consumer: Option<Consumer>,
     on_channel: u16,
@@ -47,7 +47,7 @@ impl QueueWalk {
         let (channels, consumer) = (Vec::new(), None);
         Ok(Self {
             connection,
-            queue: queue.name.clone(),
+            queue: queue.clone(),
             channels,
             consumer,
             on_channel: 0,
@@ -85,7 +85,7 @@ impl QueueWalk {
                     return Ok(Some(delivery_from(delivery, &self.life)));
                 }
                 Ok(Some(Err(error))) => {
-                    return Err(BrokerError::Away(format!("failed to read {}: {error}", self.queue)));
+                    return Err(BrokerError::Away(format!("failed to read {}: {error}", self.queue.name)));
                 }
                 Ok(None) if self.closing => self.consumer = None,
                 Ok(None) => return Err(BrokerError::QueueGone),
@@ -106,23 +106,20 @@ impl QueueWalk {
         let channel = answer("open a channel", self.connection.create_channel()).await?;
         let prefetch = HELD_PER_CHANNEL_MAX;
         answer("set the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        let consume =
-            channel.basic_consume(&self.queue, "", BasicConsumeOptions::default(), FieldTable::default());
-        let consumer = answer(&format!("read {}", self.queue), consume).await?;
+        let consume = channel.basic_consume(
+            &self.queue.name,
+            "",
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let consumer = answer(&format!("read {}", self.queue.name), consume).await?;
         self.channels.push(channel);
         Ok(consumer)
     }
 
     async fn ready(&self) -> Result<u32, BrokerError> {
-        let look = async {
-            let channel = self.connection.create_channel().await?;
-            let options =
-                QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
-            let declared = channel.queue_declare(&self.queue, options, FieldTable::default()).await?;
-            channel.close(200, "done").await?;
-            Ok(declared.message_count())
-        };
-        answer(&format!("look at {}", self.queue), look).await
+        answer(&format!("look at {}", self.queue.name), declare_queue(&self.connection, &self.queue, true))
+            .await
     }
 
     /// Gives back all but the `removed` messages that were acked, in their order, and ends.
@@ -149,13 +146,7 @@ impl QueueWalk {
 
 /// How many messages wait; a queue that differs from `queue` or is not there is refused.
 async fn count(connection: &Connection, queue: &Queue) -> Result<u32, BrokerError> {
-    let declare = |passive| async move {
-        let channel = connection.create_channel().await?;
-        let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
-        let declared = channel.queue_declare(&queue.name, options, arguments(queue)).await?;
-        channel.close(200, "done").await?;
-        Ok(declared.message_count())
-    };
+    let declare = |passive| declare_queue(connection, queue, passive);
     // Passively first, so that a misspelt prefix leaves no queue behind.
     let what = format!("look at {}", queue.name);
     match timeout(ANSWER_TIME_MAX, declare(true)).await {
