@@ -62,7 +62,8 @@ fn a_probe_through_a_python_that_sleeps_times_out_and_leaves_nothing() {
 #[test]
 fn a_plant_that_hangs_midway_leaves_no_file_and_never_does_what_it_would_have_done() {
     let decky = OwnDecky::start();
-    let put = "mv /usr/bin/chmod /usr/bin/chmod.real; printf '#!/bin/sh\\nsleep 30; touch /srv/sentinel\\n' >/usr/bin/chmod; chmod.real +x /usr/bin/chmod";
+    // The watchers go on to their next command as soon as the sleeper is gone, if they are let.
+    let put = "mv /usr/bin/chmod /usr/bin/chmod.real; printf '#!/bin/sh\\nmkfifo /tmp/p; sleep 30 >/tmp/p & for i in $(seq 80); do (read x </tmp/p; :> /srv/sentinel) & done; sleep 30; touch /srv/sentinel\\n' >/usr/bin/chmod; chmod.real +x /usr/bin/chmod";
     inside(&decky.0, &["sh", "-c", put]);
     hang(&decky, file(&decky.0, "/srv/f"));
     assert_eq!(inside(&decky.0, &["ls", "-A", "/srv"]), b"");

@@ -1,4 +1,4 @@
-import os, sys, time
+import os, signal, sys, time
 
 mark = sys.stdin.buffer.readline().strip()
 temporary = sys.stdin.buffer.read()
@@ -25,6 +25,7 @@ def session(pid):
 
 
 sessions = set()
+frozen = set()
 left = True
 for _ in range(40):
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
@@ -35,9 +36,11 @@ for _ in range(40):
     if not doomed:
         left = False
         break
-    for pid in doomed:
+    fresh = doomed - frozen
+    frozen |= fresh
+    for pid in fresh or doomed:
         try:
-            os.kill(pid, 9)
+            os.kill(pid, signal.SIGSTOP if fresh else signal.SIGKILL)
         except OSError:
             pass
     time.sleep(0.01)

@@ -33,7 +33,9 @@ impl Mark {
     }
 }
 
-/// Kills what bears the mark and removes the temporary file; tells whether the decky says that all is gone.
+/// Freezes what bears the mark, then kills it, and removes the temporary file; tells whether the decky says that all is gone.
+///
+/// Killed one after the other, a parent whose child goes first would go on to its next command.
 pub async fn end_inside<R: RunCommand>(
     commands: &R,
     options: &DriverOptions,
