@@ -8,7 +8,10 @@ use std::future::Future;
 
 use chrono::{DateTime, Utc};
 
-pub use amqp::{AmqpConsumer, AmqpPublisher, AmqpSettle, QueueWalk, ResultsTap, State, connect, inspect};
+pub use amqp::{
+    AmqpConsumer, AmqpPublisher, AmqpSettle, BrokerAddress, Lacking, Permission, QueueWalk, ResultsTap,
+    State, connect, inspect, lacking,
+};
 pub use topology::{Argument, Queue, RETRY_DELAYS, Topology};
 
 /// Counts the attempts at an action, from 1.
@@ -153,25 +156,38 @@ pub enum PublishError {
     /// No confirm came in time.
     #[error("no confirm within {0} s")]
     Unconfirmed(u64),
+    /// The same, and the broker had said that it holds all publishers back.
+    #[error("no confirm within {0} s: the broker holds publishers back, it is short of memory or disk")]
+    Blocked(u64),
     /// The connection or the channel failed.
     #[error("failed to publish: {0}")]
     Failed(String),
+}
+
+/// Trouble with the broker, in words for a person.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {why}")]
+pub struct Trouble {
+    /// What failed.
+    pub what: String,
+    /// Why.
+    pub why: String,
+    /// What a person can do about it.
+    pub hint: String,
 }
 
 /// Why the broker cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     /// Waiting does not help.
-    #[error("{what}")]
-    Refused {
-        /// What the broker refuses.
-        what: String,
-        /// What a person can do about it.
-        hint: String,
-    },
+    #[error("{0}")]
+    Refused(Trouble),
+    /// The URL is none.
+    #[error("{0}")]
+    Address(Trouble),
     /// It may be back later.
     #[error("{0}")]
-    Away(String),
+    Away(Trouble),
     /// The queue that was consumed from is gone: what was delivered from it will not be delivered again.
     #[error("lost the consumer: its queue was deleted")]
     QueueGone,

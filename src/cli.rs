@@ -1,8 +1,11 @@
 //! The command line: what it takes, and with which status it ends.
 
+mod check;
 mod config;
 mod dead_letters;
+mod failed;
 mod generate;
+mod in_flight;
 mod input;
 mod output;
 mod results;
@@ -21,7 +24,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::broker::BrokerError;
+pub use failed::Failed;
 pub use settings::{BrokerSettings, DriverSettings};
 
 /// All went well.
@@ -32,14 +35,11 @@ pub const EXIT_ACTION_FAILED: u8 = 1;
 pub const EXIT_USAGE: u8 = 2;
 /// The broker refuses what the program needs, or a command cannot reach it.
 pub const EXIT_BROKER: u8 = 3;
-/// The program itself is in trouble.
+/// Trouble on this machine: output that cannot be written, threads used up.
 pub const EXIT_INTERNAL: u8 = 4;
 
 /// Ended by Ctrl-C; what ran in a decky has been ended too.
 pub const EXIT_INTERRUPTED: u8 = 130;
-
-/// How many publishes wait for their confirm at once.
-const PUBLISHES_AT_ONCE: usize = 64;
 
 const AFTER_HELP: &str = "\
 Exit status:
@@ -48,10 +48,10 @@ Exit status:
   2  the input or the options are wrong
   3  the broker refuses what is needed (credentials, virtual host, differing arguments),
      or a command that ends by itself cannot reach it
-  4  internal trouble
+  4  trouble on this machine, such as a full disk under the output
 130  interrupted by Ctrl-C
 
-Actions are described by `deckswain schema action`, results by `deckswain schema result`.";
+Start with `deckswain check`. Actions are described by `deckswain schema action`, results by `deckswain schema result`.";
 
 /// Performs synthetic activity on decoy hosts, as a message queue tells it to.
 #[derive(Debug, Parser)]
@@ -60,7 +60,7 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
     /// A file of settings [default: deckswain.toml, if it is there]
-    #[arg(long, value_name = "FILE", global = true)]
+    #[arg(long, value_name = "FILE", global = true, display_order = 1000)]
     config: Option<PathBuf>,
 }
 
@@ -80,6 +80,8 @@ enum Command {
     Schema(schema::Options),
     /// Print what is declared on the broker, and compare it with what is there
     Topology(topology::Options),
+    /// Look whether a worker could do its work: settings, broker, engine, deckies
+    Check(check::Options),
     /// Print the settings in force and where each came from
     Config(config::Options),
     /// Print a script that completes this program's commands in a shell
@@ -88,48 +90,12 @@ enum Command {
     Man(generate::ManOptions),
 }
 
-/// A command's failure, in words for a person, with the status to end with.
-#[derive(Debug)]
-pub struct Failed {
-    status: u8,
-    what: String,
-    hint: Option<String>,
-}
-
-impl Failed {
-    fn usage(what: impl Into<String>) -> Self {
-        Self { status: EXIT_USAGE, what: what.into(), hint: None }
-    }
-
-    fn internal(what: impl Into<String>) -> Self {
-        Self { status: EXIT_INTERNAL, what: what.into(), hint: None }
-    }
-
-    fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-}
-
-impl From<BrokerError> for Failed {
-    fn from(error: BrokerError) -> Self {
-        let (what, hint) = match error {
-            BrokerError::Refused { what, hint } => (what, hint),
-            other => (other.to_string(), "is the broker up, and does --broker name it?".to_owned()),
-        };
-        Self { status: EXIT_BROKER, what, hint: Some(hint) }
-    }
-}
-
 /// Parses the arguments, runs the command and turns its end into an exit status.
 #[must_use]
 pub fn main() -> ExitCode {
     log_to_stderr();
     ExitCode::from(run_command().unwrap_or_else(|failed| {
-        eprintln!("error: {}", failed.what);
-        if let Some(hint) = failed.hint {
-            eprintln!("  try: {hint}");
-        }
+        failed.say();
         failed.status
     }))
 }
@@ -149,6 +115,7 @@ fn run_command() -> Result<u8, Failed> {
         Command::DeadLetters(options) => dead_letters::run(&options),
         Command::Schema(options) => schema::run(&options),
         Command::Topology(options) => topology::run(&options),
+        Command::Check(options) => check::run(&options),
         Command::Config(options) => match matches.subcommand() {
             Some((_, matches)) => config::run(&options, &command, matches, &files),
             None => unreachable!("a command was parsed"),
@@ -161,17 +128,23 @@ fn run_command() -> Result<u8, Failed> {
 /// The AMQP client tells of a lost connection once a channel; the worker says it once.
 const LOG_FILTER: &str = "warn,lapin=off,deckswain=info";
 
+const LOG_VARIABLE: &str = "DECKSWAIN_LOG";
+
 fn log_to_stderr() {
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    let filter = EnvFilter::try_from_env("DECKSWAIN_LOG").unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));
+    let filter = match std::env::var(LOG_VARIABLE) {
+        Ok(filter) => EnvFilter::try_new(filter).unwrap_or_else(|error| {
+            eprintln!("warning: {LOG_VARIABLE} is no log filter, so it is left aside: {error}");
+            EnvFilter::new(LOG_FILTER)
+        }),
+        Err(_) => EnvFilter::new(LOG_FILTER),
+    };
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
 }
 
 /// Two threads suffice: all waiting is asynchronous, and the engine is the ceiling.
 fn runtime() -> Result<tokio::runtime::Runtime, Failed> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|error| Failed::internal(format!("failed to start the runtime: {error}")))
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(|error| {
+        Failed::internal("failed to start the runtime").why(error).hint("are threads or open files used up?")
+    })
 }

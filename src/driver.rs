@@ -1,6 +1,8 @@
 //! From an action to commands in a decky, and from their ends to an outcome.
 
 mod end;
+mod engine;
+mod fleet;
 mod script;
 
 use std::time::Duration;
@@ -9,11 +11,14 @@ use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::action::{Action, Edit, FilePlant, Look, Read, Task, Traffic};
+use crate::action::{Action, DeckyName, Edit, FilePlant, Look, Read, Task, Traffic};
 use crate::realism::{ContentClass, next_body};
 use crate::result::{ContainerProcess, Failure, FailureClass, Outcome, base64_text, sha256_hex};
 use crate::subprocess::{CommandLine, Ended, RunCommand};
 use end::Mark;
+pub use engine::engine_hint;
+use engine::is_engine_trouble;
+pub use fleet::{Listed, Tool, Tools};
 
 /// How much of a stream is kept, in bytes.
 const CAPTURE_BYTES_MAX: usize = 64 * 1024;
@@ -48,6 +53,26 @@ pub struct Driver<R> {
 /// The action was cut short because the program stops; both of its sides have been ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Aborted;
+
+/// One command inside a decky.
+struct Inside<'a> {
+    decky: &'a DeckyName,
+    argv: &'a [&'a str],
+    stdin: Option<Vec<u8>>,
+    stdout_bytes_max: usize,
+    mark: &'a Mark,
+    /// Whether `argv` itself bears the mark; the environment does else.
+    is_marked: bool,
+    /// What is to be removed where the command had to be ended.
+    temporary: Option<&'a str>,
+}
+
+impl<'a> Inside<'a> {
+    fn new(decky: &'a DeckyName, argv: &'a [&'a str], mark: &'a Mark) -> Self {
+        let (stdin, temporary) = (None, None);
+        Self { decky, argv, stdin, stdout_bytes_max: CAPTURE_BYTES_MAX, mark, is_marked: false, temporary }
+    }
+}
 
 /// What one command came to, in the payload's terms.
 struct Run {
@@ -95,8 +120,9 @@ impl<R: RunCommand> Driver<R> {
             Task::Edit(edit) => self.edit(action, edit, now).await,
             Task::Read(read) => self.read(action, read).await,
             Task::Remove(path) => {
-                let run =
-                    self.exec(action, &["rm", "-f", "--", path.as_str()], None, CAPTURE_BYTES_MAX).await?;
+                let mark = Mark::draw();
+                let argv = ["rm", "-f", "--", path.as_str()];
+                let run = self.exec_inside(Inside::new(action.executing_decky(), &argv, &mark)).await?;
                 let payload = json!({
                     "dst_decky": action.dst_name.as_str(), "path": path.as_str(),
                     "rc": run.rc, "stderr": run.stderr_or_null(),
@@ -111,7 +137,8 @@ impl<R: RunCommand> Driver<R> {
         // The mark stands in the probe as a comment: a process in the decky is known by its command line.
         let probe = format!("{}#{}", script::PROBE, mark.as_str());
         let argv = ["python3", "-c", &probe, &traffic.dst_ip.to_string()];
-        let mut run = self.exec_marked(action, &[], &argv, None, CAPTURE_BYTES_MAX, &mark, None).await?;
+        let inside = Inside { is_marked: true, ..Inside::new(action.executing_decky(), &argv, &mark) };
+        let mut run = self.exec_inside(inside).await?;
         if run.failure.is_none() && !run.stdout.starts_with(b"SSH-") {
             run.failure = Some(Failure::new(FailureClass::Command, "what answered on port 22 is not ssh"));
         }
@@ -169,11 +196,13 @@ impl<R: RunCommand> Driver<R> {
         let plant =
             script::Plant { path, directory, mark: mark.as_str(), len: content.len(), look, expected_sha256 };
         let argv = ["sh", "-c", &plant.script()];
-        let stdin = base64_text(content).into_bytes();
         let temporary = plant.temporary();
-        let mut run = self
-            .exec_marked(action, &["-i"], &argv, Some(stdin), CAPTURE_BYTES_MAX, &mark, Some(&temporary))
-            .await?;
+        let inside = Inside {
+            stdin: Some(base64_text(content).into_bytes()),
+            temporary: Some(&temporary),
+            ..Inside::new(action.executing_decky(), &argv, &mark)
+        };
+        let mut run = self.exec_inside(inside).await?;
         if run.rc == script::STATUS_CONFLICT && run.failure.is_some() {
             run.failure =
                 Some(Failure::new(FailureClass::Conflict, "the file no longer holds previous_body"));
@@ -184,7 +213,10 @@ impl<R: RunCommand> Driver<R> {
     async fn read(&self, action: &Action, read: &Read) -> Result<Outcome, Aborted> {
         let bytes_max = usize::try_from(read.bytes_max).unwrap_or(usize::MAX);
         let ask = (read.bytes_max + 1).to_string();
-        let mut run = self.exec(action, &["head", "-c", &ask, read.path.as_str()], None, bytes_max).await?;
+        let (mark, argv) = (Mark::draw(), ["head", "-c", &ask, read.path.as_str()]);
+        let inside =
+            Inside { stdout_bytes_max: bytes_max, ..Inside::new(action.executing_decky(), &argv, &mark) };
+        let mut run = self.exec_inside(inside).await?;
         if let Some(failure) = &mut run.failure
             && failure.class == FailureClass::Command
             && run.stderr.ends_with("No such file or directory")
@@ -202,42 +234,21 @@ impl<R: RunCommand> Driver<R> {
         Ok(run.outcome(payload, None))
     }
 
-    async fn exec(
-        &self,
-        action: &Action,
-        argv: &[&str],
-        stdin: Option<Vec<u8>>,
-        stdout_bytes_max: usize,
-    ) -> Result<Run, Aborted> {
-        self.exec_marked(action, &[], argv, stdin, stdout_bytes_max, &Mark::draw(), None).await
-    }
-
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is one aspect of a single exec, and all callers are here"
-    )]
-    async fn exec_marked(
-        &self,
-        action: &Action,
-        flags: &[&str],
-        inner: &[&str],
-        stdin: Option<Vec<u8>>,
-        stdout_bytes_max: usize,
-        mark: &Mark,
-        temporary: Option<&str>,
-    ) -> Result<Run, Aborted> {
-        let container = format!("{}{}", action.executing_decky(), self.options.container_suffix);
-        // A probe carries its mark in its own text, so its command line stays the documented one.
-        let environment = if action.path().is_some() { mark.environment() } else { Vec::new() };
+    async fn exec_inside(&self, inside: Inside<'_>) -> Result<Run, Aborted> {
+        let container = format!("{}{}", inside.decky, self.options.container_suffix);
         let mut argv = vec![self.options.container_cli.clone(), "exec".to_owned()];
-        argv.extend(flags.iter().map(|flag| (*flag).to_owned()));
-        argv.extend(environment);
+        if inside.stdin.is_some() {
+            argv.push("-i".to_owned());
+        }
+        if !inside.is_marked {
+            argv.extend(inside.mark.environment());
+        }
         argv.push(container.clone());
-        argv.extend(inner.iter().map(|word| (*word).to_owned()));
+        argv.extend(inside.argv.iter().map(|word| (*word).to_owned()));
         let running = self.commands.run(CommandLine {
             argv,
-            stdin,
-            stdout_bytes_max,
+            stdin: inside.stdin,
+            stdout_bytes_max: inside.stdout_bytes_max,
             stderr_bytes_max: CAPTURE_BYTES_MAX,
             time_max: self.options.time_max,
         });
@@ -246,8 +257,16 @@ impl<R: RunCommand> Driver<R> {
             ended = running => Some(ended),
             () = self.aborted() => None,
         };
-        let end_inside =
-            || end::end_inside(&self.commands, &self.options, &container, inner[0], mark, temporary);
+        let end_inside = || {
+            end::end_inside(
+                &self.commands,
+                &self.options,
+                &container,
+                inside.argv[0],
+                inside.mark,
+                inside.temporary,
+            )
+        };
         match ended {
             Some(Ended::Exited { status, stdout, stderr }) => Ok(Run::exited(status, stdout, &stderr.bytes)),
             Some(Ended::NotStarted(error)) => Ok(Run::not_started(&self.options.container_cli, &error)),
@@ -330,27 +349,4 @@ impl Run {
     fn outcome(self, payload: Value, content_sha256: Option<String>) -> Outcome {
         Outcome { payload, failure: self.failure, container_process: self.container_process, content_sha256 }
     }
-}
-
-/// Whether the client program, rather than the command in the decky, says that it failed.
-///
-/// The words are those of docker 20 to 28, podman 4 and nerdctl. A hostile decky can
-/// write them too: all it gains is that the action is tried again, within its attempts.
-fn is_engine_trouble(stderr: &str) -> bool {
-    let said = stderr.to_ascii_lowercase();
-    let begins = ["error response from daemon:", "error: no such container", "error during connect"];
-    let has = [
-        "cannot connect to the docker daemon",
-        "permission denied while trying to connect to the docker daemon",
-        "cannot connect to podman",
-        "no such container",
-        "container state improper",
-        "no container with name or id",
-    ];
-    let first = said.lines().find(|line| !line.starts_with("time=")).unwrap_or_default();
-    begins.iter().any(|words| first.starts_with(words))
-        || ((first.starts_with("error")
-            || first.starts_with("cannot connect")
-            || first.starts_with("permission denied while"))
-            && has.iter().any(|words| first.contains(words)))
 }

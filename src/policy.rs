@@ -47,21 +47,27 @@ impl Policy {
         })
     }
 
+    /// Whether a decky of this name may be touched at all.
+    #[must_use]
+    pub fn allows(&self, decky: &str) -> bool {
+        !self.deny_decky.is_match(decky)
+            && self.allow_decky.as_ref().is_none_or(|allow| allow.is_match(decky))
+    }
+
     /// Says why the action may not run here, or `None` if it may.
     #[must_use]
     pub fn refusal(&self, action: &Action) -> Option<String> {
-        let forbidden = |allow: &Option<GlobSet>, deny: &GlobSet, name: &str| {
-            deny.is_match(name) || allow.as_ref().is_some_and(|allow| !allow.is_match(name))
-        };
         for decky in [action.executing_decky().as_str(), action.dst_name.as_str()] {
-            if forbidden(&self.allow_decky, &self.deny_decky, decky) {
+            if !self.allows(decky) {
                 return Some(format!("this worker's policy forbids decky {decky:?}"));
             }
         }
         let path = action.path()?.as_str();
         // A path may repeat its slashes; the kernel reads them as one, and so must the rules.
         let single: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
-        forbidden(&self.allow_path, &self.deny_path, &format!("/{}", single.join("/")))
+        let path_read = format!("/{}", single.join("/"));
+        let is_allowed = self.allow_path.as_ref().is_none_or(|allow| allow.is_match(&path_read));
+        (!is_allowed || self.deny_path.is_match(&path_read))
             .then(|| format!("this worker's policy forbids path {path:?}"))
     }
 }

@@ -267,3 +267,63 @@ async fn a_queue_that_is_not_there_is_not_made_by_looking_for_it() {
         assert!(text(&listed.stderr).contains("there is no queue"));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn looking_while_a_worker_buries_and_a_replay_runs_loses_none() {
+    let mut cell = Cell::new("dead letters: all at once");
+    cell.engine.set("engine-stopped", "");
+    let worker = cell.worker(&["--max-attempts", "1"]);
+    cell.publish(300).await;
+    let mut published = 300;
+    // Each replay makes the worker bury again, while both look and more comes in.
+    for _ in 0..10 {
+        let mut replay =
+            command(&cell, &["dead-letters", "replay", "--yes", "--rate", "400"]).spawn().unwrap();
+        for _ in 0..10 {
+            let listed = tool(&cell, &["dead-letters", "list", "--json"]);
+            let listed = ids(&json_lines(&listed));
+            assert_eq!(listed.iter().collect::<BTreeSet<_>>().len(), listed.len(), "none is shown twice");
+        }
+        cell.publish(20).await;
+        published += 20;
+        let _ = replay.wait().unwrap();
+    }
+    cell.wait_for_count("actions", |actions| actions == 0).await;
+    cell.wait_for_count("dead", |dead| dead >= published).await;
+    assert_eq!(worker.stop(), 0);
+    let letters = drain(&cell, "dead").await;
+    let left: BTreeSet<String> =
+        letters.iter().map(|(body, _)| body["action_id"].as_str().unwrap().to_owned()).collect();
+    assert_eq!((left.len(), letters.len()), (published, published));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_discard_that_was_confirmed_touches_nothing_that_came_later() {
+    let cell = declared("dead letters: confirmed");
+    let buried = bury(&cell, 3).await;
+    let program = env!("CARGO_BIN_EXE_deckswain");
+    // A terminal, as `script` makes one, is asked; the answer comes when more has been buried.
+    let mut asked = std::process::Command::new("script")
+        .args(["-qec", &format!("{program} dead-letters discard --kind remove"), "/dev/null"])
+        .env("DECKSWAIN_BROKER", &cell.broker)
+        .env("DECKSWAIN_PREFIX", &cell.prefix)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = Vec::new();
+    let mut terminal = asked.stdout.take().unwrap();
+    while !text(&said).contains("discard 3 dead letters? [y/N]") {
+        let mut byte = [0];
+        assert_eq!(std::io::Read::read(&mut terminal, &mut byte).unwrap(), 1, "{}", text(&said));
+        said.push(byte[0]);
+    }
+    let later = bury(&cell, 2).await;
+    std::io::Write::write_all(&mut asked.stdin.take().unwrap(), b"y\n").unwrap();
+    assert!(asked.wait().unwrap().success());
+    cell.wait_for_count("dead", |dead| dead == 2).await;
+    let left: BTreeSet<String> =
+        ids(&json_lines(&tool(&cell, &["dead-letters", "list", "--json"]))).into_iter().collect();
+    assert_eq!(left, later.into_iter().collect());
+    assert!(buried.iter().all(|id| !left.contains(id)));
+}

@@ -267,14 +267,14 @@ fn a_probe_of_a_closed_port_or_of_another_service_fails() {
     let decky = OwnDecky::start();
     // Nothing listens on this loopback address: the decky's sshd is ended and another service takes its port.
     inside(
-        &decky.0,
+        &decky.name,
         &[
             "python3",
             "-c",
             "import socket,os\nif os.fork()==0:\n s=socket.socket();s.bind(('127.0.0.9',2222));s.listen()\n os._exit(0)",
         ],
     );
-    let closed = run_one(probe(&decky.0, "192.0.2.1"));
+    let closed = run_one(probe(&decky.name, "192.0.2.1"));
     assert_eq!(closed["success"], false);
     assert_eq!(closed["payload"]["banner"], Value::Null);
     assert_eq!(closed["payload"]["rc"], 1);
@@ -282,9 +282,9 @@ fn a_probe_of_a_closed_port_or_of_another_service_fails() {
     let stderr = closed["payload"]["stderr"].as_str().unwrap();
     assert!(!stderr.is_empty() && stderr.chars().count() <= 256);
 
-    let container = format!("{}-ssh", decky.0);
+    let container = format!("{}-ssh", decky.name);
     let label = format!("run.pid={}", std::process::id());
-    let other = format!("{}-web", decky.0);
+    let other = format!("{}-web", decky.name);
     let service = "import socket\ns=socket.socket();s.bind(('',22));s.listen()\nwhile 1:\n c,_=s.accept();c.sendall(b'220 mail ready\\r\\n');c.close()";
     let image = part("DECKSWAIN_TEST_IMAGE");
     let started =
@@ -301,7 +301,7 @@ fn a_probe_of_a_closed_port_or_of_another_service_fails() {
         "import socket,sys,time\nwhile 1:\n try: socket.create_connection((sys.argv[1],22),1).recv(3);break\n except OSError: time.sleep(.05)",
         &address,
     ]);
-    let result = run_one(probe(&decky.0, &address));
+    let result = run_one(probe(&decky.name, &address));
     docker(&["rm", "-f", "-v", &other]);
     assert_eq!(result["success"], false, "{result}");
     assert_eq!(result["payload"]["rc"], 0);

@@ -62,10 +62,10 @@ fn settings_that_contradict_each_other_are_refused() {
 #[test]
 fn ctrl_c_ends_a_run_on_both_sides() {
     let decky = OwnDecky::start();
-    inside(&decky.0, &["mkfifo", "/srv/fifo"]);
+    inside(&decky.name, &["mkfifo", "/srv/fifo"]);
     let folder = tempfile::tempdir().unwrap();
     let input = folder.path().join("action");
-    let action = with(file(&decky.0, "/srv/fifo"), serde_json::json!({"kind": "read"}));
+    let action = with(file(&decky.name, "/srv/fifo"), serde_json::json!({"kind": "read"}));
     std::fs::write(&input, action.to_string()).unwrap();
     let mut running = Command::new(env!("CARGO_BIN_EXE_deckswain"))
         .args(["run", "--timeout", "50s"])

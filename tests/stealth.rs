@@ -239,3 +239,17 @@ fn traffic_runs_exactly_the_documented_command_line() {
     assert!(probe.starts_with("import socket"), "{probe}");
     assert!(calls[0].stdin.is_empty());
 }
+
+#[test]
+fn looking_for_tools_tells_the_decky_nothing() {
+    let client = Client::that("case $1 in ps) printf 'web-01-ssh\\tUp 1 minute\\n' ;; esac");
+    let checked = Command::new(env!("CARGO_BIN_EXE_deckswain"))
+        .args(["check", "--decky", "web-01", "--broker", "amqp://127.0.0.1:1/%2f", "--container-cli"])
+        .arg(client.program())
+        .output()
+        .unwrap();
+    assert_eq!(checked.status.code(), Some(1));
+    let calls = client.calls();
+    assert!(calls.iter().any(|call| call.is("exec") && call.is("touch -c")));
+    assert_nothing_tells(&calls);
+}

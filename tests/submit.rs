@@ -4,6 +4,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
+use lapin::options::QueueDeleteOptions;
 use serde_json::{Value, json};
 use support::faults::Cell;
 use support::tool::{json_lines, text, tool_fed};
@@ -79,12 +80,29 @@ async fn a_local_file_travels_as_content_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_exchange_takes_is_named() {
+async fn without_an_exchange_nothing_is_published() {
     let cell = Cell::new("submit: no exchange");
     let input = json!([remove(1), remove(2)]);
     let refused = tool_fed(&cell, &["submit"], &input.to_string());
     assert_eq!(refused.status.code(), Some(3));
     let said = text(&refused.stderr);
+    assert!(said.contains(&format!("there is no exchange {}.actions", cell.prefix)), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_queue_takes_is_named_one_by_one() {
+    let cell = Cell::new("submit: no queue");
+    assert_eq!(cell.worker(&[]).stop(), 0);
+    let (connection, channel) = cell.connect().await;
+    let queue = format!("{}.actions", cell.prefix);
+    channel.queue_delete(&queue, QueueDeleteOptions::default()).await.unwrap();
+    connection.close(200, "done").await.unwrap();
+    let refused = tool_fed(&cell, &["submit"], &json!([remove(1), remove(2)]).to_string());
+    assert_eq!(refused.status.code(), Some(3));
+    let said = text(&refused.stderr);
     assert_eq!(said.matches("error: not taken: ").count(), 2, "{said}");
-    assert!(said.contains("submitted 0 of 2"), "{said}");
+    assert!(
+        said.contains("submitted 0 of 2") && said.contains("why: the broker returned the message: NO_ROUTE"),
+        "{said}"
+    );
 }

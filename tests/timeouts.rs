@@ -16,7 +16,7 @@ fn hang(decky: &OwnDecky, action: Value) {
     assert_eq!(result["payload"]["stderr"], "timeout");
     assert_eq!(result["container_process"], "gone");
     assert_eq!(decky.processes(), Vec::<String>::new());
-    assert_eq!(clients_of(&decky.0), Vec::<String>::new());
+    assert_eq!(clients_of(&decky.name), Vec::<String>::new());
 }
 
 /// The command lines on the host that name the decky's container, but for this test's own.
@@ -33,8 +33,8 @@ fn clients_of(decky: &str) -> Vec<String> {
 #[test]
 fn a_read_of_a_fifo_times_out_and_leaves_nothing() {
     let decky = OwnDecky::start();
-    inside(&decky.0, &["mkfifo", "/srv/fifo"]);
-    hang(&decky, with(file(&decky.0, "/srv/fifo"), json!({"kind": "read"})));
+    inside(&decky.name, &["mkfifo", "/srv/fifo"]);
+    hang(&decky, with(file(&decky.name, "/srv/fifo"), json!({"kind": "read"})));
 }
 
 #[test]
@@ -44,8 +44,8 @@ fn a_plant_through_a_shell_that_sleeps_times_out_and_leaves_nothing() {
     {
         let decky = OwnDecky::start();
         let put = "import os,sys\nopen('/bin/s','w').write(sys.argv[1]);os.chmod('/bin/s',0o755);os.rename('/bin/s','/bin/sh')";
-        inside(&decky.0, &["python3", "-c", put, sleeper]);
-        hang(&decky, file(&decky.0, "/srv/f"));
+        inside(&decky.name, &["python3", "-c", put, sleeper]);
+        hang(&decky, file(&decky.name, "/srv/f"));
     }
 }
 
@@ -53,8 +53,8 @@ fn a_plant_through_a_shell_that_sleeps_times_out_and_leaves_nothing() {
 fn a_probe_through_a_python_that_sleeps_times_out_and_leaves_nothing() {
     let decky = OwnDecky::start();
     let put = "cp /usr/bin/python3 /usr/bin/python3.real; rm /usr/bin/python3; printf '#!/bin/bash\\nsleep 300\\n' >/usr/bin/python3; chmod +x /usr/bin/python3";
-    inside(&decky.0, &["sh", "-c", put]);
-    let action = json!({"kind": "traffic", "src_uuid": "s", "src_name": decky.0, "dst_uuid": "d", "dst_name": "x", "dst_ip": "192.0.2.1"});
+    inside(&decky.name, &["sh", "-c", put]);
+    let action = json!({"kind": "traffic", "src_uuid": "s", "src_name": decky.name, "dst_uuid": "d", "dst_name": "x", "dst_ip": "192.0.2.1"});
     // The ending goes by python first; the shell that follows it must end both.
     hang(&decky, action);
 }
@@ -64,21 +64,21 @@ fn a_plant_that_hangs_midway_leaves_no_file_and_never_does_what_it_would_have_do
     let decky = OwnDecky::start();
     // The watchers go on to their next command as soon as the sleeper is gone, if they are let.
     let put = "mv /usr/bin/chmod /usr/bin/chmod.real; printf '#!/bin/sh\\nmkfifo /tmp/p; sleep 30 >/tmp/p & for i in $(seq 80); do (read x </tmp/p; :> /srv/sentinel) & done; sleep 30; touch /srv/sentinel\\n' >/usr/bin/chmod; chmod.real +x /usr/bin/chmod";
-    inside(&decky.0, &["sh", "-c", put]);
-    hang(&decky, file(&decky.0, "/srv/f"));
-    assert_eq!(inside(&decky.0, &["ls", "-A", "/srv"]), b"");
+    inside(&decky.name, &["sh", "-c", put]);
+    hang(&decky, file(&decky.name, "/srv/f"));
+    assert_eq!(inside(&decky.name, &["ls", "-A", "/srv"]), b"");
 }
 
 #[test]
 fn a_decky_where_nothing_can_be_ended_is_reported_as_unknown() {
     let decky = OwnDecky::start();
-    inside(&decky.0, &["mkfifo", "/srv/fifo"]);
+    inside(&decky.name, &["mkfifo", "/srv/fifo"]);
     let put = "printf '#!/bin/bash\\nsleep 300\\n' >/srv/s; chmod +x /srv/s; cp /srv/s /usr/bin/python3.new; rm /usr/bin/python3; mv /usr/bin/python3.new /usr/bin/python3; mv /srv/s /bin/sh";
-    inside(&decky.0, &["sh", "-c", put]);
+    inside(&decky.name, &["sh", "-c", put]);
     let (_, results) =
-        run(&["--timeout", TIMEOUT], &[with(file(&decky.0, "/srv/fifo"), json!({"kind": "read"}))]);
+        run(&["--timeout", TIMEOUT], &[with(file(&decky.name, "/srv/fifo"), json!({"kind": "read"}))]);
     assert_eq!(results[0]["failure"]["class"], "timeout");
     assert_eq!(results[0]["container_process"], "unknown");
-    assert_eq!(clients_of(&decky.0), Vec::<String>::new());
-    docker(&["kill", &format!("{}-ssh", decky.0)]);
+    assert_eq!(clients_of(&decky.name), Vec::<String>::new());
+    docker(&["kill", &format!("{}-ssh", decky.name)]);
 }

@@ -2,12 +2,14 @@
 
 mod convert;
 mod inspect;
+mod permissions;
 mod publisher;
 mod tap;
 mod walk;
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_lite::StreamExt as _;
@@ -16,12 +18,14 @@ use lapin::options::{
     QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, Consumer, ErrorKind, ExchangeKind};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{Argument, BrokerError, Consume, Delivery, Queue, Settle, Topology};
+use super::{Argument, BrokerError, Consume, Delivery, Queue, Settle, Topology, Trouble};
 pub use inspect::{State, inspect};
+pub use permissions::{Lacking, Permission, lacking};
 pub use publisher::AmqpPublisher;
 pub use tap::ResultsTap;
 pub use walk::QueueWalk;
@@ -37,6 +41,7 @@ const HEARTBEAT_SECONDS: u16 = 5;
 
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
+const PRECONDITION_FAILED: u16 = 406;
 
 /// Waits for the broker's answer, but not for ever.
 async fn answer<T>(what: &str, asked: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
@@ -48,7 +53,29 @@ async fn answer<T>(what: &str, asked: impl Future<Output = lapin::Result<T>>) ->
 }
 
 fn no_answer(what: &str, time_max: Duration) -> BrokerError {
-    BrokerError::Away(format!("failed to {what}: no answer within {} s", time_max.as_secs()))
+    let why = format!("no answer within {} s", time_max.as_secs());
+    away(
+        format!("failed to {what}"),
+        why,
+        "is it RabbitMQ that listens there, and is it alive? `rabbitmqctl status`",
+    )
+}
+
+fn away(what: impl Into<String>, why: impl Into<String>, hint: &str) -> BrokerError {
+    BrokerError::Away(Trouble { what: what.into(), why: why.into(), hint: hint.to_owned() })
+}
+
+fn refused(what: impl Into<String>, why: impl Into<String>, hint: &str) -> BrokerError {
+    BrokerError::Refused(Trouble { what: what.into(), why: why.into(), hint: hint.to_owned() })
+}
+
+/// An exchange or queue that a command needs is not there.
+fn not_there(what: &str, name: &str) -> BrokerError {
+    refused(
+        format!("there is no {what} {name}"),
+        "the broker knows none of that name in this virtual host",
+        "is --prefix right? A worker makes it when it starts; so does `deckswain topology --declare`",
+    )
 }
 
 fn reply_code(error: &lapin::Error) -> Option<u16> {
@@ -59,36 +86,127 @@ fn reply_code(error: &lapin::Error) -> Option<u16> {
 }
 
 fn explain(what: &str, error: &lapin::Error) -> BrokerError {
-    let said = format!("failed to {what}: {error}");
+    let what = format!("failed to {what}");
+    if let ErrorKind::IOError(io) = error.kind() {
+        return explain_io(what, io);
+    }
     let hint = match (error.kind(), reply_code(error)) {
-        (ErrorKind::InvalidProtocolVersion(_), _) => {
-            "is this an AMQP 0-9-1 port? RabbitMQ's is 5672 by default"
+        (ErrorKind::InvalidProtocolVersion(_) | ErrorKind::ParsingError(_), _) => {
+            "is it RabbitMQ that listens there? Its port is 5672; one that wants TLS, such as 5671, needs amqps://"
         }
-        (_, Some(403)) => "check the user, the password and the user's permissions in --broker",
+        (_, Some(403)) => {
+            "check the user, the password and the user's permissions (`rabbitmqctl list_permissions`)"
+        }
         (_, Some(406)) => {
-            "something of that name exists with other arguments: delete it, or choose another --prefix"
+            "something of that name exists with other arguments: `deckswain topology` shows them; delete it, or choose another --prefix"
         }
         (_, Some(503)) => "the broker does not know the exchange type: a plugin may not be enabled",
         (_, Some(530)) => {
             "check the virtual host in --broker: `/` is written %2f; `rabbitmqctl list_vhosts` shows them"
         }
-        _ => return BrokerError::Away(said),
+        _ => return away(what, said(error), "is the broker up? `rabbitmqctl status`"),
     };
-    BrokerError::Refused { what: said, hint: hint.to_owned() }
+    refused(what, said(error), hint)
+}
+
+/// The broker's own words, without the client's around them.
+fn said(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => error.get_message().to_string(),
+        ErrorKind::IOError(error) => error.to_string(),
+        ErrorKind::ParsingError(_) => "what answers there does not speak AMQP 0-9-1".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn explain_io(what: String, error: &std::io::Error) -> BrokerError {
+    let why = error.to_string();
+    if why.contains("certificate") {
+        return refused(
+            what,
+            why,
+            "the broker's certificate has to be signed by an authority that this system trusts, for the host that --broker names; SSL_CERT_FILE can name further authorities",
+        );
+    }
+    match error.kind() {
+        // What is no TLS record is told as corrupt.
+        std::io::ErrorKind::InvalidData => refused(
+            what,
+            format!("no TLS there: {why}"),
+            "amqps:// wants a port that speaks TLS, RabbitMQ's is 5671; amqp:// goes to 5672",
+        ),
+        std::io::ErrorKind::ConnectionAborted
+        | std::io::ErrorKind::ConnectionReset
+        | std::io::ErrorKind::UnexpectedEof => away(
+            what,
+            why,
+            "is it RabbitMQ that listens there? A port that wants TLS, such as 5671, needs amqps://",
+        ),
+        std::io::ErrorKind::ConnectionRefused => away(
+            what,
+            why,
+            "start RabbitMQ, or name the right host and port with --broker or DECKSWAIN_BROKER",
+        ),
+        _ => away(what, why, "check the host and the port in --broker or DECKSWAIN_BROKER"),
+    }
 }
 
 /// Opens one connection; `Err` tells what cannot get better by waiting from what can.
 async fn open(url: &str, name: &str) -> Result<Connection, BrokerError> {
-    let mut uri: lapin::uri::AMQPUri = url.parse().map_err(|error| BrokerError::Refused {
-        what: format!("--broker is no AMQP URL: {error}"),
-        hint: "write it like amqp://user:password@host:5672/%2f".to_owned(),
-    })?;
+    let mut uri = parse(url)?;
     uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+    let what = format!("connect to the broker at {}:{}", uri.authority.host, uri.authority.port);
     let properties = ConnectionProperties::default()
         .with_connection_name(name.into())
         .with_executor(tokio_executor_trait::Tokio::current())
         .with_reactor(tokio_reactor_trait::Tokio::current());
-    answer("connect to the broker", Connection::connect_uri(uri, properties)).await
+    answer(&what, Connection::connect_uri(uri, properties)).await
+}
+
+/// What a broker's URL says, but for the password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerAddress {
+    /// The host.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// The virtual host.
+    pub vhost: String,
+    /// The user.
+    pub user: String,
+    /// Whether it is `amqps`.
+    pub tls: bool,
+}
+
+impl BrokerAddress {
+    /// Parses a URL; `Err` where it is none of AMQP's.
+    pub fn of(url: &str) -> Result<Self, BrokerError> {
+        let uri = parse(url)?;
+        Ok(Self {
+            host: uri.authority.host,
+            port: uri.authority.port,
+            vhost: uri.vhost,
+            user: uri.authority.userinfo.username,
+            tls: uri.scheme == AMQPScheme::AMQPS,
+        })
+    }
+
+    /// Whether what is sent there stays on this host.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+}
+
+fn parse(url: &str) -> Result<AMQPUri, BrokerError> {
+    url.parse().map_err(|why: String| {
+        let what = "--broker is no AMQP URL".to_owned();
+        BrokerError::Address(Trouble {
+            what,
+            why,
+            hint: "write it like amqp://user:password@host:5672/%2f".to_owned(),
+        })
+    })
 }
 
 /// Connects, declares what is missing, and starts to consume.
@@ -126,7 +244,9 @@ async fn declare(connection: &Connection, topology: &Topology) -> Result<(), Bro
                 channel.queue_bind(&queue.name, exchange, "#", options, FieldTable::default()).await?;
                 channel.close(200, "done").await
             };
-            answer(&format!("bind queue {} to {exchange}", queue.name), bind).await?;
+            // Who may not bind relies on what was bound by who may; what it publishes is mandatory.
+            let what = format!("bind queue {} to {exchange}", queue.name);
+            or_else_there(&what, bind, std::future::ready(Ok(()))).await?;
         }
     }
     Ok(())
@@ -243,7 +363,7 @@ impl Consume for AmqpConsumer {
         }
         match self.consumer.next().await {
             Some(Ok(delivery)) => Ok(self.take(delivery)),
-            Some(Err(error)) => Err(BrokerError::Away(format!("lost the consumer: {error}"))),
+            Some(Err(error)) => Err(away("lost the consumer", said(&error), "is the broker up?")),
             // The broker cancels a consumer when its queue is deleted.
             None => Err(BrokerError::QueueGone),
         }
@@ -273,7 +393,9 @@ impl Settle for AmqpSettle {
         let ack = async { self.acker.ack(BasicAckOptions::default()).await.map(|_| ()) };
         tokio::select! {
             acked = answer("ack a delivery", ack) => acked,
-            _ = self.life.changed() => Err(BrokerError::Away("its connection was lost before the ack".to_owned())),
+            _ = self.life.changed() => {
+                Err(away("failed to ack a delivery", "its connection was lost", "is the broker up?"))
+            }
         }
     }
 }

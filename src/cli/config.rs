@@ -28,8 +28,9 @@ or what --config or DECKSWAIN_CONFIG names; its keys are the flags' names:
 
 DECKSWAIN_BROKER_FILE names a file whose one line is the broker's URL.
 
-Example:
-  deckswain config --json";
+Examples:
+  deckswain config
+  deckswain config --json --timeout 20s";
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -63,7 +64,9 @@ impl FromFiles {
     fn read_settings(&mut self, command: &Command, path: &Path) -> Result<(), Failed> {
         let at = path.display();
         let settings: toml::Table = read(path)?.parse().map_err(|error: toml::de::Error| {
-            Failed::usage(format!("{at} is no TOML: {}", error.message()))
+            Failed::usage(format!("{at} is no TOML"))
+                .why(error.message())
+                .hint("a setting a line: name = \"value\"")
         })?;
         let known = names(command);
         for (key, value) in settings {
@@ -71,17 +74,19 @@ impl FromFiles {
             if !known.contains(&name) {
                 let nearest =
                     known.iter().max_by(|a, b| strsim::jaro(a, &name).total_cmp(&strsim::jaro(b, &name)));
-                let hint = nearest.map(|nearest| format!("{nearest:?}")).unwrap_or_default();
-                return Err(Failed::usage(format!("{at} holds an unknown key {key:?}")).hint(hint));
+                let hint = nearest.map(|nearest| format!("{nearest:?}, the nearest")).unwrap_or_default();
+                return Err(Failed::usage(format!("{at} cannot be used"))
+                    .why(format!("it holds an unknown key {key:?}"))
+                    .hint(hint));
             }
             let values = match value {
                 toml::Value::Array(values) => values.iter().map(text).collect::<Option<Vec<_>>>(),
                 value => text(&value).map(|value| vec![value]),
             };
             let values = values.ok_or_else(|| {
-                Failed::usage(format!(
-                    "{at}: {key} is neither a string, a number, a truth value nor a list of them"
-                ))
+                Failed::usage(format!("{at} cannot be used"))
+                    .why(format!("{key} is neither a string, a number, a truth value nor a list of them"))
+                    .hint("`deckswain config` shows each setting as it is written")
             })?;
             self.0.insert(name, (values, path.to_owned()));
         }
@@ -108,8 +113,7 @@ fn text(value: &toml::Value) -> Option<String> {
 }
 
 fn read(path: &Path) -> Result<String, Failed> {
-    std::fs::read_to_string(path)
-        .map_err(|error| Failed::usage(format!("failed to read {}: {error}", path.display())))
+    std::fs::read_to_string(path).map_err(|error| Failed::to_read(path, &error))
 }
 
 /// The file has to be known before the options are parsed, whose defaults it gives.
@@ -174,7 +178,7 @@ pub fn run(
         let rows = rows.into_iter().map(|(name, value, source)| vec![name, value, source]);
         printer.line(table(&["SETTING", "VALUE", "FROM"], rows).trim_end());
     }
-    Ok(EXIT_OK)
+    printer.end().map(|()| EXIT_OK)
 }
 
 /// `amqp://user:secret@host` with stars for the secret.

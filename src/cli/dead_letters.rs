@@ -3,20 +3,21 @@
 mod letter;
 mod select;
 
+use std::collections::HashMap;
+use std::hash::RandomState;
 use std::io::{IsTerminal as _, Write as _};
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use indicatif::ProgressBar;
 use tokio::time::{MissedTickBehavior, interval};
 
 use self::letter::Letter;
 use self::select::Selection;
+use super::in_flight::InFlight;
 use super::output::{Printer, plain, progress_bar, table};
-use super::{BrokerSettings, EXIT_ACTION_FAILED, EXIT_BROKER, EXIT_OK, Failed, PUBLISHES_AT_ONCE, runtime};
+use super::{BrokerSettings, EXIT_ACTION_FAILED, EXIT_BROKER, EXIT_OK, Failed, runtime};
 use crate::broker::{
     AmqpPublisher, AmqpSettle, Delivery, Publication, Publish as _, Queue, QueueWalk, Settle as _, Topology,
 };
@@ -155,11 +156,10 @@ async fn list(options: &ListOptions) -> Result<u8, Failed> {
     letters.reverse();
     letters.sort_by_key(|letter| std::cmp::Reverse(letter.died_at));
     letters.truncate(options.selection.limit());
-    print(&letters, options.json);
-    Ok(EXIT_OK)
+    print(&letters, options.json).map(|()| EXIT_OK)
 }
 
-fn print(letters: &[Letter], as_json: bool) {
+fn print(letters: &[Letter], as_json: bool) -> Result<(), Failed> {
     let mut printer = Printer::default();
     if as_json {
         letters.iter().for_each(|letter| printer.line(&letter.to_json().to_string()));
@@ -168,6 +168,7 @@ fn print(letters: &[Letter], as_json: bool) {
     } else {
         printer.line(table(&Letter::HEAD, letters.iter().map(Letter::row)).trim_end());
     }
+    printer.end()
 }
 
 async fn show(options: &ShowOptions) -> Result<u8, Failed> {
@@ -183,15 +184,16 @@ async fn show(options: &ShowOptions) -> Result<u8, Failed> {
     })
     .await?;
     if found.is_empty() {
-        return Err(Failed {
-            status: EXIT_ACTION_FAILED,
-            what: format!("there is no dead letter of action {}", plain(&options.id)),
-            hint: Some("deckswain dead-letters list".to_owned()),
-        });
+        return Err(Failed::new(
+            EXIT_ACTION_FAILED,
+            format!("there is no dead letter of action {}", plain(&options.id)),
+        )
+        .why("it was replayed or discarded, or has not died")
+        .hint("`deckswain dead-letters list`"));
     }
     let mut printer = Printer::default();
     found.iter().for_each(|text| printer.line(text));
-    Ok(EXIT_OK)
+    printer.end().map(|()| EXIT_OK)
 }
 
 async fn export(options: &ExportOptions) -> Result<u8, Failed> {
@@ -208,12 +210,12 @@ async fn export(options: &ExportOptions) -> Result<u8, Failed> {
         }
     })
     .await?;
+    printer.end()?;
     eprintln!("exported {exported}");
     if left > 0 {
-        eprintln!(
-            "error: {left} are no JSON objects and were left out; `dead-letters show --json` has their bytes"
-        );
-        return Ok(EXIT_ACTION_FAILED);
+        return Err(Failed::new(EXIT_ACTION_FAILED, format!("{left} dead letters were left out"))
+            .why("they are no JSON objects, so `submit` could not read them")
+            .hint("`deckswain dead-letters show --json` has their bytes"));
     }
     Ok(EXIT_OK)
 }
@@ -224,94 +226,113 @@ where
     F: Fn(DeadLetter) -> D,
     D: Future<Output = Result<(), String>> + Send + 'static,
 {
-    let mut chosen = Vec::new();
-    look(&options.broker, |letter, _| {
-        if options.selection.wants(&letter) && chosen.len() < options.selection.limit() {
-            chosen.push(letter);
+    let hasher = RandomState::new();
+    let (mut letters, mut chosen) = (Vec::new(), HashMap::<u64, usize>::new());
+    look(&options.broker, |letter, delivery| {
+        if options.selection.wants(&letter) && letters.len() < options.selection.limit() {
+            *chosen.entry(letter.fingerprint(&delivery, &hasher)).or_default() += 1;
+            letters.push(letter);
         }
     })
     .await?;
+    let total = letters.len();
     if options.dry_run {
-        print(&chosen, false);
-        eprintln!("would {verb} {}", chosen.len());
+        print(&letters, false)?;
+        eprintln!("would {verb} {total}");
         return Ok(EXIT_OK);
     }
-    if chosen.len() > 1 && !options.yes {
-        confirm(verb, chosen.len())?;
+    if total > 1 && !options.yes {
+        confirm(verb, total)?;
     }
-    let total = chosen.len();
-    drop(chosen);
+    drop(letters);
 
     let mut walk = QueueWalk::begin(&options.broker.broker, &dead_queue(&options.broker)).await?;
-    let progress = progress_bar(total as u64, verb);
     let mut pace = rate.map(|rate| interval(Duration::from_secs(1) / rate.get()));
     if let Some(pace) = &mut pace {
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
-    let slots = Arc::new(Semaphore::new(PUBLISHES_AT_ONCE));
-    let mut running: JoinSet<Result<(), String>> = JoinSet::new();
-    let (mut begun, mut done, mut trouble) = (0, 0_usize, None);
-    let mut ended = |ended: Result<Result<(), String>, tokio::task::JoinError>| match ended {
-        Ok(Ok(())) => {
-            done += 1;
-            progress.inc(1);
-        }
-        Ok(Err(why)) => trouble = Some(why),
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    let mut deeds = Deeds {
+        running: InFlight::new(),
+        done: 0,
+        trouble: None,
+        progress: progress_bar(total as u64, verb),
     };
-    let mut failed = false;
-    while begun < total && !failed {
+    let mut left = total;
+    // Only what was counted, and confirmed, is touched: the queue may hold others by now.
+    while left > 0 && deeds.trouble.is_none() {
         let Some(delivery) = walk.next().await? else { break };
-        if !options.selection.wants(&Letter::of(&delivery)) {
-            continue;
+        match chosen.get_mut(&Letter::of(&delivery).fingerprint(&delivery, &hasher)) {
+            Some(count @ 1..) => *count -= 1,
+            _ => continue,
         }
         if let Some(pace) = &mut pace {
             pace.tick().await;
         }
-        let Ok(slot) = slots.clone().acquire_owned().await else { break };
-        while let Some(next) = running.try_join_next() {
-            failed |= matches!(next, Ok(Err(_)));
-            ended(next);
-        }
-        let deed = deed(delivery);
-        running.spawn(async move {
-            let _slot = slot;
-            deed.await
-        });
-        begun += 1;
+        deeds.begin(deed(delivery)).await;
+        left -= 1;
     }
-    while let Some(next) = running.join_next().await {
-        ended(next);
-    }
-    progress.finish_and_clear();
+    let (done, trouble) = deeds.end().await;
     // What was not acked goes back; a broker that is gone gives it back by itself.
     let closed = walk.end(u32::try_from(done).unwrap_or(u32::MAX)).await;
     eprintln!("{verb}: {done} of {total} done");
     if let Some(why) = trouble {
-        let what = format!("stopped: {why}");
-        return Err(Failed {
-            status: EXIT_BROKER,
-            what,
-            hint: Some(format!("what was not done is still there: {verb} again")),
-        });
+        return Err(Failed::new(EXIT_BROKER, format!("the {verb} stopped"))
+            .why(why)
+            .hint(format!("what was not done is still there: {verb} again")));
+    }
+    if left > 0 {
+        eprintln!("{left} were gone before their turn: another command took them");
     }
     closed?;
     Ok(EXIT_OK)
 }
 
+/// What is being done about dead letters, and how it has gone so far.
+struct Deeds {
+    running: InFlight<Result<(), String>>,
+    done: usize,
+    trouble: Option<String>,
+    progress: ProgressBar,
+}
+
+impl Deeds {
+    async fn begin(&mut self, deed: impl Future<Output = Result<(), String>> + Send + 'static) {
+        for ended in self.running.push(deed).await {
+            self.count(ended);
+        }
+    }
+
+    fn count(&mut self, ended: Result<(), String>) {
+        match ended {
+            Ok(()) => {
+                self.done += 1;
+                self.progress.inc(1);
+            }
+            Err(why) => self.trouble = Some(why),
+        }
+    }
+
+    async fn end(mut self) -> (usize, Option<String>) {
+        while let Some(ended) = self.running.next().await {
+            self.count(ended);
+        }
+        self.progress.finish_and_clear();
+        (self.done, self.trouble)
+    }
+}
+
 fn confirm(verb: &str, count: usize) -> Result<(), Failed> {
     if !std::io::stdin().is_terminal() {
-        return Err(Failed::usage(format!(
-            "this would {verb} {count} dead letters, and there is nobody to ask"
-        ))
-        .hint("--yes, or first --dry-run"));
+        return Err(Failed::usage("nothing was done")
+            .why(format!("this would {verb} {count} dead letters, and there is nobody to ask"))
+            .hint("--yes, or first --dry-run"));
     }
     eprint!("{verb} {count} dead letters? [y/N] ");
     let mut answer = String::new();
     let asked = std::io::stderr().flush().and_then(|()| std::io::stdin().read_line(&mut answer));
     match asked {
         Ok(_) if matches!(answer.trim(), "y" | "Y" | "yes") => Ok(()),
-        _ => Err(Failed::usage("nothing was done")),
+        _ => Err(Failed::usage("nothing was done").why("the answer was not yes")),
     }
 }
 

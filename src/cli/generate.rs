@@ -1,17 +1,23 @@
 //! `deckswain completions` and `deckswain man`.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::{Args, Command};
 use clap_complete::Shell;
 
+use super::output::Printer;
 use super::{EXIT_OK, Failed};
 
+const COMPLETIONS_AFTER_HELP: &str = "\
+Put it where the shell looks for completions, or load it at once:
+
+Examples:
+  source <(deckswain completions bash)
+  deckswain completions zsh > _deckswain
+  deckswain completions fish > deckswain.fish";
+
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  deckswain completions bash > /etc/bash_completion.d/deckswain\n  deckswain completions zsh > \"${fpath[1]}/_deckswain\"\n  deckswain completions fish > ~/.config/fish/completions/deckswain.fish"
-)]
+#[command(after_help = COMPLETIONS_AFTER_HELP)]
 pub struct CompletionsOptions {
     /// The shell to complete in
     shell: Shell,
@@ -19,7 +25,7 @@ pub struct CompletionsOptions {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  deckswain man | man -l -\n  deckswain man --all /usr/local/share/man/man1"
+    after_help = "Examples:\n  deckswain man > deckswain.1\n  mkdir -p man1 && deckswain man --all man1"
 )]
 pub struct ManOptions {
     /// Write the pages of all commands into this directory
@@ -34,18 +40,19 @@ pub fn completions(options: &CompletionsOptions, mut command: Command) -> Result
 }
 
 pub fn man(options: &ManOptions, command: Command) -> Result<u8, Failed> {
-    let failed = |error: std::io::Error| Failed::usage(format!("failed to write the manual: {error}"));
     if let Some(directory) = &options.all {
+        let failed = |error: std::io::Error| Failed::to_write(&directory.display().to_string(), &error);
         clap_mangen::generate_to(command, directory).map_err(failed)?;
         return Ok(EXIT_OK);
     }
     let mut text = Vec::new();
-    clap_mangen::Man::new(command).render(&mut text).map_err(failed)?;
+    let rendered = clap_mangen::Man::new(command).render(&mut text);
+    rendered.map_err(|error| Failed::internal("failed to render the manual").why(error))?;
     print(&text)
 }
 
 fn print(text: &[u8]) -> Result<u8, Failed> {
-    // A reader that has gone, as `head` does, wants no more of it.
-    let _ = std::io::stdout().lock().write_all(text);
-    Ok(EXIT_OK)
+    let mut printer = Printer::default();
+    printer.write(text);
+    printer.end().map(|()| EXIT_OK)
 }

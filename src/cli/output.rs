@@ -1,32 +1,49 @@
 //! What goes to a terminal or a pipe.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Data on standard output, a line at a time; silent once the reader has gone, as `head` does.
+use super::Failed;
+
+/// Data on standard output, a line at a time; silent once a write has failed.
 #[derive(Debug, Default)]
 pub struct Printer {
-    reader_has_gone: bool,
+    failed: Option<io::Error>,
 }
 
 impl Printer {
-    pub fn reader_has_gone(&self) -> bool {
-        self.reader_has_gone
+    /// Whether nothing more can be written: the reader has gone, as `head` does, or the disk is full.
+    pub fn is_done(&self) -> bool {
+        self.failed.is_some()
     }
 
     pub fn line(&mut self, line: &str) {
-        if !self.reader_has_gone {
-            let mut stdout = std::io::stdout().lock();
-            self.reader_has_gone = writeln!(stdout, "{line}").and_then(|()| stdout.flush()).is_err();
+        self.write(&[line.as_bytes(), b"\n"].concat());
+    }
+
+    pub fn write(&mut self, bytes: &[u8]) {
+        if self.failed.is_none() {
+            let mut stdout = io::stdout().lock();
+            self.failed = stdout.write_all(bytes).and_then(|()| stdout.flush()).err();
+        }
+    }
+
+    /// Tells whether all of it arrived; a reader that has gone wanted no more.
+    pub fn end(self) -> Result<(), Failed> {
+        match self.failed {
+            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(Failed::to_write("standard output", &error))
+            }
+            _ => Ok(()),
         }
     }
 }
 
 /// A bar on standard error where that is a terminal; nothing elsewhere.
 pub fn progress_bar(total: u64, what: &str) -> ProgressBar {
-    let target = match std::io::stderr().is_terminal() {
+    let target = match io::stderr().is_terminal() {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),
     };

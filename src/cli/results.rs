@@ -18,7 +18,8 @@ anyone. What came while the connection was lost is not shown.
 
 Examples:
   deckswain results --failed
-  deckswain results --canary --json | jq .attribution";
+  deckswain results --kind file --decky 'web-*' --limit 10
+  deckswain results --canary --json | grep attribution";
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -86,7 +87,7 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
                     }
                     (seen_once, said, backoff) = (true, false, Backoff::default());
                     match watch(tap, options, &mut printer, &mut left).await {
-                        Ok(()) => return Ok(EXIT_OK),
+                        Ok(()) => return printer.end().map(|()| EXIT_OK),
                         Err(error) => eprintln!("{error}; connecting again"),
                     }
                 }
@@ -108,7 +109,7 @@ async fn watch(
     printer: &mut Printer,
     left: &mut usize,
 ) -> Result<(), BrokerError> {
-    while *left > 0 && !printer.reader_has_gone() {
+    while *left > 0 && !printer.is_done() {
         let body = tap.next().await?;
         let Ok(result) = serde_json::from_slice::<Value>(&body) else { continue };
         if options.wants(&result) {

@@ -1,6 +1,5 @@
 //! `deckswain run`: the worker's decoding, policy and driver, without a broker.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use chrono::Utc;
@@ -8,8 +7,10 @@ use clap::Args;
 use tokio::sync::watch;
 
 use super::input::{read_input, split, with_action_id};
+use super::output::Printer;
 use super::{DriverSettings, EXIT_ACTION_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Failed, runtime};
 use crate::action::{Action, DecodeOptions};
+use crate::driver::engine_hint;
 use crate::result::{Disposition, FailureClass, Occasion, WorkerIdentity};
 use crate::worker::judge;
 
@@ -45,6 +46,7 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
                 interrupted.send_replace(true);
             }
         });
+        let (mut printer, mut trouble) = (Printer::default(), None);
         let mut status = EXIT_OK;
         for raw in actions {
             let body = with_action_id(raw);
@@ -56,26 +58,34 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
             let message = judged.failure_message();
             let result = judged.result(Disposition::Completed, occasion, &worker);
             let line = match &result {
-                Some(result) => serde_json::to_string(result).map_err(|error| {
-                    Failed::internal(format!("failed to write a result as JSON: {error}"))
-                })?,
+                Some(result) => serde_json::to_string(result)
+                    .map_err(|error| Failed::internal("failed to write a result as JSON").why(error))?,
                 None => {
                     eprintln!("error: {message}");
                     status = EXIT_USAGE;
                     continue;
                 }
             };
-            match result.and_then(|result| result.failure).map(|failure| failure.class) {
+            printer.line(&line);
+            match result.and_then(|result| result.failure) {
                 None => {}
-                Some(FailureClass::Invalid) => status = EXIT_USAGE,
-                Some(_) => status = status.max(EXIT_ACTION_FAILED),
+                Some(failure) if failure.class == FailureClass::Invalid => status = EXIT_USAGE,
+                Some(failure) => {
+                    status = status.max(EXIT_ACTION_FAILED);
+                    if failure.class == FailureClass::Infrastructure {
+                        let hint = engine_hint(&failure.message);
+                        let said = Failed::new(EXIT_ACTION_FAILED, "an action did not reach its decky");
+                        trouble = trouble.or_else(|| Some(said.why(failure.message).hint(hint)));
+                    }
+                }
             }
-            let mut stdout = std::io::stdout().lock();
-            if writeln!(stdout, "{line}").and_then(|()| stdout.flush()).is_err() {
-                // The reader has gone, as `head` does; there is nobody left to tell.
-                return Ok(status);
+            if printer.is_done() {
+                break;
             }
         }
-        Ok(status)
+        if let Some(trouble) = trouble {
+            trouble.say();
+        }
+        printer.end().map(|()| status)
     })
 }

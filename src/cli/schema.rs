@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
+use super::output::Printer;
 use super::{EXIT_OK, Failed};
 use crate::schema;
 
@@ -26,6 +27,7 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
         Which::Action => schema::ACTION,
         Which::Result => schema::ACTIVITY_RESULT,
     };
-    print!("{text}");
-    Ok(EXIT_OK)
+    let mut printer = Printer::default();
+    printer.write(text.as_bytes());
+    printer.end().map(|()| EXIT_OK)
 }

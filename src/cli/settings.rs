@@ -58,10 +58,9 @@ impl DriverSettings {
 
     pub(super) fn policy(&self) -> Result<Policy, Failed> {
         if self.content_max > CONTENT_BYTES_LIMIT {
-            return Err(Failed::usage(format!(
-                "--content-max {} is over {CONTENT_BYTES_LIMIT}",
-                self.content_max
-            )));
+            return Err(Failed::usage(format!("--content-max {} is too large", self.content_max))
+                .why("the broker takes no message over 16 MiB, and base64 adds a third")
+                .hint(format!("at most {CONTENT_BYTES_LIMIT}")));
         }
         let rules = PolicyRules {
             allow_decky: self.allow_decky.clone(),
@@ -69,7 +68,11 @@ impl DriverSettings {
             allow_path: self.allow_path.clone(),
             deny_path: self.deny_path.clone(),
         };
-        Policy::new(&rules).map_err(|error| Failed::usage(error.to_string()))
+        Policy::new(&rules).map_err(|error| {
+            Failed::usage("--allow-* and --deny-* cannot be used")
+                .why(error)
+                .hint("globs such as 'web-*' or '/home/**'")
+        })
     }
 }
 

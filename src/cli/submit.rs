@@ -2,22 +2,22 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::input::{read_input, split, with_action_id, with_content_bytes, with_issued_at};
+use super::in_flight::InFlight;
+use super::input::{read_input, split, with_action_id_and_issued_at, with_content_bytes};
 use super::output::{Printer, progress_bar};
 use super::settings::duration;
-use super::{BrokerSettings, EXIT_ACTION_FAILED, EXIT_BROKER, EXIT_OK, Failed, PUBLISHES_AT_ONCE, runtime};
+use super::{BrokerSettings, EXIT_ACTION_FAILED, EXIT_BROKER, EXIT_OK, Failed, runtime};
 use crate::action::{Action, CONTENT_BYTES_LIMIT, DecodeOptions};
-use crate::broker::{AmqpPublisher, Properties, Publication, Publish as _, ResultsTap, Topology};
+use crate::broker::{
+    AmqpPublisher, Properties, Publication, Publish as _, PublishError, ResultsTap, Topology,
+};
 
 const AFTER_HELP: &str = r#"FILE holds one JSON object, a JSON array, or one object a line. All of it is
 checked before anything is published. For every action that the broker took, a line
@@ -69,7 +69,7 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
             false => None,
         };
         let publisher = AmqpPublisher::to_what_is_there(url);
-        publisher.ready().await?;
+        publisher.ready(&topology.actions).await?;
         let mut printer = Printer::default();
         let mut open: HashSet<Uuid> = actions.iter().map(|action| action.id).collect();
         let total = actions.len();
@@ -86,10 +86,16 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
         }
         eprintln!("submitted {} of {total}", total - refused.len());
         let waited = match tap {
-            Some(tap) => wait(tap, open, options.wait_timeout, &mut printer).await?,
-            None => EXIT_OK,
+            Some(tap) if !open.is_empty() => wait(tap, open, options.wait_timeout, &mut printer).await?,
+            _ => EXIT_OK,
         };
-        Ok(if refused.is_empty() { waited } else { EXIT_BROKER })
+        printer.end()?;
+        match refused.into_iter().next() {
+            None => Ok(waited),
+            Some((_, why)) => Err(Failed::new(EXIT_BROKER, "the broker did not take every action")
+                .why(why)
+                .hint("mend that, and submit again those that are named above")),
+        }
     })
 }
 
@@ -97,11 +103,13 @@ fn read_actions(options: &Options) -> Result<Vec<Ready>, Failed> {
     let input = read_input(&options.file)?;
     let raw = split(&input)?;
     if options.file_bytes.is_some() && raw.len() != 1 {
-        return Err(Failed::usage(format!("--file-bytes goes with one action, and there are {}", raw.len())));
+        return Err(Failed::usage("--file-bytes cannot be used")
+            .why(format!("it goes with one action, and there are {}", raw.len()))
+            .hint("submit the action that is to carry the file by itself"));
     }
     let (mut ready, mut flaws) = (Vec::with_capacity(raw.len()), 0);
     for (index, raw) in raw.into_iter().enumerate() {
-        let mut body = with_issued_at(&with_action_id(raw));
+        let mut body = with_action_id_and_issued_at(raw);
         if let Some(path) = &options.file_bytes {
             body = with_content_bytes(&body, path)?;
         }
@@ -120,11 +128,9 @@ fn read_actions(options: &Options) -> Result<Vec<Ready>, Failed> {
         }
     }
     if flaws > 0 {
-        return Err(Failed::usage(format!(
-            "{flaws} of {} actions are invalid; nothing was published",
-            flaws + ready.len()
-        ))
-        .hint("deckswain schema action"));
+        return Err(Failed::usage("nothing was published")
+            .why(format!("{flaws} of {} actions are invalid, as said above", flaws + ready.len()))
+            .hint("`deckswain schema action` describes an action"));
     }
     Ok(ready)
 }
@@ -137,48 +143,46 @@ async fn publish_all(
     mut taken: impl FnMut(Uuid, Value),
 ) -> Vec<(Uuid, String)> {
     let progress = progress_bar(actions.len() as u64, "submitting");
-    let slots = Arc::new(Semaphore::new(PUBLISHES_AT_ONCE));
-    let mut running = JoinSet::new();
+    let mut running = InFlight::new();
     let mut refused = Vec::new();
-    let mut settle = |ended: Result<(Uuid, Value, Result<(), String>), tokio::task::JoinError>| {
+    let mut settle = |(id, issued_at, published): (Uuid, Value, Result<(), PublishError>)| {
         progress.inc(1);
-        match ended {
-            Ok((id, issued_at, Ok(()))) => taken(id, issued_at),
-            Ok((id, _, Err(why))) => refused.push((id, why)),
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        match published {
+            Ok(()) => progress.suspend(|| taken(id, issued_at)),
+            Err(why) => refused.push((id, why.to_string())),
         }
     };
     for action in actions {
-        while let Some(ended) = running.try_join_next() {
-            settle(ended);
-        }
-        let Ok(slot) = slots.clone().acquire_owned().await else { break };
         let (publisher, exchange) = (publisher.clone(), topology.actions.clone());
-        running.spawn(async move {
-            let _slot = slot;
-            let properties = Properties {
-                message_id: Some(action.id.to_string()),
-                content_type: Some("application/json".to_owned()),
-                message_type: Some("action".to_owned()),
-                app_id: Some("deckswain".to_owned()),
-                timestamp: Some(chrono::Utc::now()),
-                ..Properties::default()
-            };
-            let publication = Publication {
-                exchange: &exchange,
-                routing_key: &action.routing_key,
-                properties: &properties,
-                body: action.body.as_bytes(),
-            };
-            let published = publisher.publish(publication).await.map_err(|error| error.to_string());
+        let ended = running.push(async move {
+            let published = publish(&publisher, &exchange, &action).await;
             (action.id, action.issued_at, published)
         });
+        ended.await.into_iter().for_each(&mut settle);
     }
-    while let Some(ended) = running.join_next().await {
+    while let Some(ended) = running.next().await {
         settle(ended);
     }
     progress.finish_and_clear();
     refused
+}
+
+async fn publish(publisher: &AmqpPublisher, exchange: &str, action: &Ready) -> Result<(), PublishError> {
+    let properties = Properties {
+        message_id: Some(action.id.to_string()),
+        content_type: Some("application/json".to_owned()),
+        message_type: Some("action".to_owned()),
+        app_id: Some("deckswain".to_owned()),
+        timestamp: Some(chrono::Utc::now()),
+        ..Properties::default()
+    };
+    let publication = Publication {
+        exchange,
+        routing_key: &action.routing_key,
+        properties: &properties,
+        body: action.body.as_bytes(),
+    };
+    publisher.publish(publication).await
 }
 
 async fn wait(

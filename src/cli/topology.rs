@@ -56,6 +56,7 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
         State::Same => "ok".to_owned(),
         State::Missing => "missing".to_owned(),
         State::Differs(how) => format!("differs: {how}"),
+        State::NotCompared => "there, not compared".to_owned(),
     });
     let rows = rows.into_iter().zip(said);
     if options.json {
@@ -76,7 +77,12 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
     } else if states.contains(&State::Missing) {
         eprintln!("what is missing comes with `deckswain topology --declare`, or when a worker starts");
     }
-    Ok(if states.iter().all(|state| *state == State::Same) { EXIT_OK } else { EXIT_ACTION_FAILED })
+    if states.contains(&State::NotCompared) {
+        eprintln!("the broker compares arguments only for a user with the configure permission");
+    }
+    printer.end()?;
+    let is_well = |state: &State| matches!(state, State::Same | State::NotCompared);
+    Ok(if states.iter().all(is_well) { EXIT_OK } else { EXIT_ACTION_FAILED })
 }
 
 fn shown(value: &Argument) -> String {

@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::settings::{RetrySettings, duration};
-use super::{BrokerSettings, DriverSettings, EXIT_BROKER, EXIT_OK, Failed, runtime};
-use crate::broker::{AmqpPublisher, BrokerError, Topology};
+use super::{BrokerSettings, DriverSettings, EXIT_OK, Failed, runtime};
+use crate::broker::{AmqpPublisher, Topology};
 use crate::result::WorkerIdentity;
 use crate::worker::{Pipeline, PipelineOptions, Service, ServiceOptions, Stop};
 
@@ -20,23 +20,23 @@ published and confirmed before its action is acked. SIGTERM or SIGINT: finish wh
 runs, then exit 0; a second one ends at once. DECKSWAIN_LOG sets the log filter.
 
 Example:
-  deckswain worker --broker amqp://user:password@broker:5672/%2f --prefix fleet-a";
+  deckswain worker --allow-decky 'web-*' --deny-path '/etc/**' --concurrency 4";
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Options {
     #[command(flatten)]
-    broker: BrokerSettings,
+    pub(super) broker: BrokerSettings,
     #[command(flatten)]
-    driver: DriverSettings,
+    pub(super) driver: DriverSettings,
     /// How many deckies are worked on at once [default: four for each core]
     #[arg(long, value_name = "N", env = "DECKSWAIN_CONCURRENCY", value_parser = clap::value_parser!(u16).range(1..=1024))]
     concurrency: Option<u16>,
     /// How often an action is tried in all when the decky or the engine is in trouble
     #[arg(long, value_name = "N", env = "DECKSWAIN_MAX_ATTEMPTS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    max_attempts: u32,
+    pub(super) max_attempts: u32,
     #[command(flatten)]
-    retries: RetrySettings,
+    pub(super) retries: RetrySettings,
     /// How long what runs may go on after SIGTERM
     #[arg(long, value_name = "DURATION", env = "DECKSWAIN_GRACE", default_value = "30s", value_parser = duration)]
     grace: Duration,
@@ -52,9 +52,15 @@ pub struct Options {
 const UNACKED_TIME_MAX: Duration = Duration::from_secs(25 * 60);
 
 impl Options {
-    fn service(&self, topology: Topology) -> Result<ServiceOptions, Failed> {
+    pub(super) fn topology(&self) -> Topology {
+        Topology::new(&self.broker.prefix, !self.no_results_queue, &self.retries.retry_delays)
+    }
+
+    /// What the settings come to; `Err` where they contradict each other.
+    pub(super) fn service(&self) -> Result<ServiceOptions, Failed> {
         if self.grace < self.driver.timeout {
-            return Err(Failed::usage("--grace is shorter than --timeout: a stop would cut actions off")
+            return Err(Failed::usage("--grace is shorter than --timeout")
+                .why("a stop would cut off actions that are still within their time")
                 .hint("a --grace of at least --timeout"));
         }
         let concurrency = self.concurrency.unwrap_or_else(default_concurrency);
@@ -63,15 +69,18 @@ impl Options {
         let held_max = self.driver.timeout.saturating_mul(prefetch.div_ceil(concurrency).into());
         if held_max > UNACKED_TIME_MAX {
             return Err(Failed::usage(format!(
-                "--timeout {} is too long: with {prefetch} deliveries held for {concurrency} at a time, one could stay \
-                 unacked for longer than the broker's 30 minutes allow",
+                "--timeout {} is too long",
                 humantime::format_duration(self.driver.timeout)
+            ))
+            .why(format!(
+                "with {prefetch} deliveries held for {concurrency} at a time, one could stay unacked for longer than \
+                 the broker's 30 minutes"
             ))
             .hint("a --timeout of at most 12m"));
         }
         Ok(ServiceOptions {
             broker_url: self.broker.broker.clone(),
-            topology,
+            topology: self.topology(),
             concurrency,
             prefetch,
             content_bytes_max: self.driver.content_max,
@@ -81,9 +90,8 @@ impl Options {
 }
 
 pub fn run(options: &Options) -> Result<u8, Failed> {
-    let topology =
-        Topology::new(&options.broker.prefix, !options.no_results_queue, &options.retries.retry_delays);
-    let service = options.service(topology.clone())?;
+    let topology = options.topology();
+    let service = options.service()?;
     let publisher = AmqpPublisher::new(&options.broker.broker, &topology);
     let worker_id = options.worker_id.clone();
     let worker = WorkerIdentity::new(worker_id.unwrap_or_else(|| Uuid::new_v4().simple().to_string()));
@@ -94,16 +102,13 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
     runtime()?.block_on(async {
         let (stop_sender, stop) = watch::channel(Stop::No);
         let signals = listen(stop_sender)
-            .map_err(|error| Failed::internal(format!("failed to listen for signals: {error}")))?;
+            .map_err(|error| Failed::internal("failed to listen for signals").why(error))?;
         let served = Service::new(service, pipeline, abort, stop).serve().await;
         signals.abort();
         publisher.close().await;
         match served {
             Ok(()) => Ok(EXIT_OK),
-            Err(BrokerError::Refused { what, hint }) => {
-                Err(Failed { status: EXIT_BROKER, what, hint: Some(hint) })
-            }
-            Err(error) => Err(Failed::internal(error.to_string())),
+            Err(error) => Err(error.into()),
         }
     })
 }

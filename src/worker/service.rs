@@ -83,7 +83,9 @@ impl<R: RunCommand> Service<R> {
             let began = tokio::time::Instant::now();
             let lost = match self.consume().await {
                 Ended::Stopped => return Ok(()),
-                Ended::NotConnected(error @ BrokerError::Refused { .. }) if !ever_connected => {
+                Ended::NotConnected(error @ (BrokerError::Refused(_) | BrokerError::Address(_)))
+                    if !ever_connected =>
+                {
                     return Err(error);
                 }
                 Ended::NotConnected(error) => error.to_string(),

@@ -69,18 +69,30 @@ pub fn fresh_directory(decky: &str) -> String {
 }
 
 /// A decky of a test's own, which it may damage.
-pub struct OwnDecky(pub String);
+pub struct OwnDecky {
+    pub name: String,
+    /// What follows the name in its container's.
+    pub suffix: String,
+}
 
 impl OwnDecky {
     pub fn start() -> Self {
-        let name = format!("own-{}", &Uuid::new_v4().simple().to_string()[..8]);
-        let container = format!("{name}-ssh");
+        Self::start_as(&format!("own-{}", &Uuid::new_v4().simple().to_string()[..8]), "-ssh")
+    }
+
+    /// A decky called as documents call theirs; the suffix keeps it apart from others.
+    pub fn start_named(name: &str) -> Self {
+        Self::start_as(name, &format!("-ssh-{}", &Uuid::new_v4().simple().to_string()[..8]))
+    }
+
+    fn start_as(name: &str, suffix: &str) -> Self {
+        let decky = Self { name: name.to_owned(), suffix: suffix.to_owned() };
+        let container = decky.container();
         let label = format!("run.pid={}", std::process::id());
         let image = part("DECKSWAIN_TEST_IMAGE");
         let output =
             docker(&["run", "-d", "--name", &container, "--hostname", "app-07", "--label", &label, &image]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let decky = Self(name);
         wait_until("the decky's sshd is up", || {
             docker(&["exec", &container, "test", "-s", "/run/sshd.pid"]).status.success()
                 && decky.processes().is_empty()
@@ -88,9 +100,13 @@ impl OwnDecky {
         decky
     }
 
+    pub fn container(&self) -> String {
+        format!("{}{}", self.name, self.suffix)
+    }
+
     /// The command lines that run in the decky, but for its sshd.
     pub fn processes(&self) -> Vec<String> {
-        let output = docker(&["top", &format!("{}-ssh", self.0), "-eo", "pid,args"]);
+        let output = docker(&["top", &self.container(), "-eo", "pid,args"]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         text.lines().skip(1).filter(|line| !line.contains("sshd")).map(ToOwned::to_owned).collect()
     }
@@ -98,7 +114,7 @@ impl OwnDecky {
 
 impl Drop for OwnDecky {
     fn drop(&mut self) {
-        docker(&["rm", "-f", "-v", &format!("{}-ssh", self.0)]);
+        docker(&["rm", "-f", "-v", &self.container()]);
     }
 }
 

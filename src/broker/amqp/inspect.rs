@@ -6,11 +6,10 @@ use lapin::Connection;
 use tokio::time::timeout;
 
 use super::{
-    ANSWER_TIME_MAX, NOT_FOUND, answer, declare, declare_exchange, declare_queue, no_answer, open, reply_code,
+    ACCESS_REFUSED, ANSWER_TIME_MAX, NOT_FOUND, PRECONDITION_FAILED, answer, declare, declare_exchange,
+    declare_queue, no_answer, open, reply_code,
 };
 use crate::broker::{BrokerError, Topology};
-
-const PRECONDITION_FAILED: u16 = 406;
 
 /// What became of one exchange or queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +20,8 @@ pub enum State {
     Missing,
     /// It is there with other arguments, in the broker's words.
     Differs(String),
+    /// It is there; its arguments are shown only to a user who may configure it.
+    NotCompared,
 }
 
 /// Looks at every exchange, then every queue, in the topology's order; with `make` declares what is
@@ -66,6 +67,7 @@ async fn state(
         Ok(Err(error)) if reply_code(&error) == Some(PRECONDITION_FAILED) => {
             Ok(State::Differs(difference(&error.to_string())))
         }
+        Ok(Err(error)) if reply_code(&error) == Some(ACCESS_REFUSED) => Ok(State::NotCompared),
         Ok(other) => answer(&what, std::future::ready(other)).await.map(|()| State::Same),
         Err(_) => Err(no_answer(&what, ANSWER_TIME_MAX)),
     }

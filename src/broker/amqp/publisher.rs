@@ -9,7 +9,10 @@ use lapin::{Channel, Connection};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::{ANSWER_TIME_MAX, answer, convert, declare, open};
+use super::{
+    ANSWER_TIME_MAX, NOT_FOUND, answer, convert, declare, declare_exchange, no_answer, not_there, open,
+    reply_code, said,
+};
 use crate::broker::{BrokerError, Publication, Publish, PublishError, Topology};
 
 /// How many idle channels are kept; more than this many publishes at once open channels of their own.
@@ -35,6 +38,12 @@ struct State {
     declared: bool,
 }
 
+impl State {
+    fn is_blocked(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.status().blocked())
+    }
+}
+
 impl AmqpPublisher {
     /// A publisher that connects when it is first needed.
     #[must_use]
@@ -56,7 +65,7 @@ impl AmqpPublisher {
     async fn channel(&self) -> Result<Channel, BrokerError> {
         let mut state = self.state.lock().await;
         // A connection that the broker blocks is alive, and another one would be blocked as well.
-        let blocked = state.connection.as_ref().is_some_and(|connection| connection.status().blocked());
+        let blocked = state.is_blocked();
         if self.distrusted.swap(false, Ordering::Relaxed) && !blocked {
             *state = State::default();
         }
@@ -87,11 +96,17 @@ impl AmqpPublisher {
         Ok(channel)
     }
 
-    /// Connects; `Err` tells why the broker cannot be used.
-    pub async fn ready(&self) -> Result<(), BrokerError> {
+    /// Connects and looks for an exchange; `Err` tells why it cannot be published to.
+    pub async fn ready(&self, exchange: &str) -> Result<(), BrokerError> {
         let channel = self.channel().await?;
         self.give_back(channel).await;
-        Ok(())
+        let state = self.state.lock().await;
+        let Some(connection) = &state.connection else { return Ok(()) };
+        match timeout(ANSWER_TIME_MAX, declare_exchange(connection, exchange, true)).await {
+            Ok(Err(error)) if reply_code(&error) == Some(NOT_FOUND) => Err(not_there("exchange", exchange)),
+            Ok(looked) => answer(&format!("look at {exchange}"), std::future::ready(looked)).await,
+            Err(_) => Err(no_answer(&format!("look at {exchange}"), ANSWER_TIME_MAX)),
+        }
     }
 
     /// Has the exchanges and queues looked after before the next publish.
@@ -133,11 +148,13 @@ impl Publish for AmqpPublisher {
         match published {
             Err(_) => {
                 self.distrust();
-                Err(PublishError::Unconfirmed(ANSWER_TIME_MAX.as_secs()))
+                let blocked = self.state.lock().await.is_blocked();
+                let seconds = ANSWER_TIME_MAX.as_secs();
+                Err(if blocked { PublishError::Blocked(seconds) } else { PublishError::Unconfirmed(seconds) })
             }
             Ok(Err(error)) => {
                 self.doubt().await;
-                Err(PublishError::Failed(error.to_string()))
+                Err(PublishError::Failed(said(&error)))
             }
             Ok(Ok(Confirmation::Ack(returned))) => {
                 self.give_back(channel).await;

@@ -6,7 +6,7 @@ use lapin::types::FieldTable;
 use lapin::{Connection, Consumer};
 use tokio::time::timeout;
 
-use super::{ANSWER_TIME_MAX, NOT_FOUND, answer, no_answer, open, reply_code};
+use super::{ANSWER_TIME_MAX, NOT_FOUND, answer, away, no_answer, not_there, open, reply_code, said};
 use crate::broker::{BrokerError, Topology};
 
 /// A private copy of the results from the moment it is opened; it takes nothing from anyone.
@@ -32,11 +32,7 @@ impl ResultsTap {
         let what = format!("bind a private queue to {exchange}");
         match timeout(ANSWER_TIME_MAX, bind).await {
             Ok(Err(error)) if reply_code(&error) == Some(NOT_FOUND) => {
-                return Err(BrokerError::Refused {
-                    what: format!("there is no exchange {exchange}"),
-                    hint: "is --prefix right? `deckswain topology --declare` makes what is missing"
-                        .to_owned(),
-                });
+                return Err(not_there("exchange", exchange));
             }
             Ok(bound) => answer(&what, std::future::ready(bound)).await?,
             Err(_) => return Err(no_answer(&what, ANSWER_TIME_MAX)),
@@ -52,8 +48,8 @@ impl ResultsTap {
     pub async fn next(&mut self) -> Result<Vec<u8>, BrokerError> {
         match self.consumer.next().await {
             Some(Ok(delivery)) => Ok(delivery.data),
-            Some(Err(error)) => Err(BrokerError::Away(format!("lost the results: {error}"))),
-            None => Err(BrokerError::Away("lost the results: the broker ended them".to_owned())),
+            Some(Err(error)) => Err(away("lost the results", said(&error), "is the broker up?")),
+            None => Err(away("lost the results", "the broker ended them", "is the broker up?")),
         }
     }
 

@@ -10,7 +10,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    ANSWER_TIME_MAX, AmqpSettle, NOT_FOUND, answer, declare_queue, delivery_from, no_answer, open, reply_code,
+    ANSWER_TIME_MAX, AmqpSettle, NOT_FOUND, answer, away, declare_queue, delivery_from, no_answer, not_there,
+    open, reply_code, said,
 };
 use crate::broker::{BrokerError, Delivery, Queue};
 
@@ -85,7 +86,8 @@ impl QueueWalk {
                     return Ok(Some(delivery_from(delivery, &self.life)));
                 }
                 Ok(Some(Err(error))) => {
-                    return Err(BrokerError::Away(format!("failed to read {}: {error}", self.queue.name)));
+                    let what = format!("failed to read {}", self.queue.name);
+                    return Err(away(what, said(&error), "is the broker up?"));
                 }
                 Ok(None) if self.closing => self.consumer = None,
                 Ok(None) => return Err(BrokerError::QueueGone),
@@ -150,10 +152,7 @@ async fn count(connection: &Connection, queue: &Queue) -> Result<u32, BrokerErro
     // Passively first, so that a misspelt prefix leaves no queue behind.
     let what = format!("look at {}", queue.name);
     match timeout(ANSWER_TIME_MAX, declare(true)).await {
-        Ok(Err(error)) if reply_code(&error) == Some(NOT_FOUND) => Err(BrokerError::Refused {
-            what: format!("there is no queue {}", queue.name),
-            hint: "is --prefix right? `deckswain topology --declare` makes what is missing".to_owned(),
-        }),
+        Ok(Err(error)) if reply_code(&error) == Some(NOT_FOUND) => Err(not_there("queue", &queue.name)),
         Ok(looked) => {
             answer(&what, std::future::ready(looked)).await?;
             answer(&what, declare(false)).await

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::hash::{BuildHasher as _, RandomState};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Deserialize;
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::DeadLetter;
 use crate::broker::{Death, HEADER_ATTEMPT, HEADER_FIRST_SEEN, HEADER_REPLAYS, HeaderValue, Properties};
-use crate::cli::input::with_field;
+use crate::cli::input::with_fields;
 use crate::cli::output::plain;
 use crate::result::base64_text;
 
@@ -88,6 +89,11 @@ impl Letter {
         }
     }
 
+    /// Tells this letter from others, also where its message is no action.
+    pub fn fingerprint(&self, delivery: &DeadLetter, hasher: &RandomState) -> u64 {
+        hasher.hash_one((&self.action_id, self.died_at, self.replays, &self.reason, &delivery.body))
+    }
+
     pub fn row(&self) -> Vec<String> {
         let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
         vec![
@@ -152,7 +158,7 @@ impl Letter {
         let is_object = body.get().starts_with('{');
         is_object.then(|| match self.action_id.is_empty() {
             true => body.get().to_owned(),
-            false => with_field(body.get(), "action_id", || self.action_id.clone()),
+            false => with_fields(body.get(), [("action_id", || self.action_id.clone())]),
         })
     }
 }
