@@ -1,8 +1,9 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rabbitmq4 soak clean
+.PHONY: help demo up down test test-rabbitmq4 soak clean
 
 help:
 	@echo "make demo   watch actions travel from a broker into two deckies, and back"
+	@echo "make up     start a broker and two deckies to play with (docs/tutorial.md); make down ends them"
 	@echo "make test   run the whole suite against a private broker and real deckies"
 	@echo "make soak   ten minutes of random faults under load, with a report (SECONDS=600)"
 	@echo "make test-rabbitmq4   the tests that concern the broker, against RabbitMQ 4; needs root"
@@ -10,6 +11,12 @@ help:
 
 demo:
 	@scripts/demo
+
+up:
+	@scripts/playground up
+
+down:
+	@scripts/playground down
 
 test:
 	@scripts/test
