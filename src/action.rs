@@ -3,6 +3,7 @@
 //! Source of every limit: docs/protocol.md, section "The action".
 
 mod fields;
+mod glance;
 mod names;
 
 use std::net::IpAddr;
@@ -15,6 +16,7 @@ use uuid::Uuid;
 
 use fields::Fields;
 pub use fields::Invalid;
+pub use glance::Glance;
 pub use names::{DeckyName, DeckyPath, DeckyUuid, FileMode, NameError, Owner};
 
 /// The largest decoded content that the worker may be configured to take, in bytes.

@@ -1,5 +1,7 @@
 //! From an action to commands in a decky, and from their ends to an outcome.
 
+mod batch;
+mod change;
 mod end;
 mod engine;
 mod fleet;
@@ -11,10 +13,11 @@ use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::action::{Action, DeckyName, Edit, FilePlant, Look, Read, Task, Traffic};
-use crate::realism::{ContentClass, next_body};
-use crate::result::{ContainerProcess, Failure, FailureClass, Outcome, base64_text, sha256_hex};
+use crate::action::{Action, DeckyName, Read, Task, Traffic};
+use crate::result::{ContainerProcess, Failure, FailureClass, Outcome, base64_text};
 use crate::subprocess::{CommandLine, Ended, RunCommand};
+pub use batch::{Done, can_share};
+use change::Change;
 use end::Mark;
 pub use engine::engine_hint;
 use engine::is_engine_trouble;
@@ -75,6 +78,7 @@ impl<'a> Inside<'a> {
 }
 
 /// What one command came to, in the payload's terms.
+#[derive(Clone)]
 struct Run {
     rc: i32,
     stdout: Vec<u8>,
@@ -116,18 +120,30 @@ impl<R: RunCommand> Driver<R> {
         }
         match &action.task {
             Task::Traffic(traffic) => self.traffic(action, traffic).await,
-            Task::File(file) => self.file(action, file).await,
-            Task::Edit(edit) => self.edit(action, edit, now).await,
             Task::Read(read) => self.read(action, read).await,
-            Task::Remove(path) => {
-                let mark = Mark::draw();
-                let argv = ["rm", "-f", "--", path.as_str()];
-                let run = self.exec_inside(Inside::new(action.executing_decky(), &argv, &mark)).await?;
-                let payload = json!({
-                    "dst_decky": action.dst_name.as_str(), "path": path.as_str(),
-                    "rc": run.rc, "stderr": run.stderr_or_null(),
-                });
-                Ok(run.outcome(payload, None))
+            Task::File(_) | Task::Edit(_) | Task::Remove(_) => match Change::of(action, now) {
+                Ok(change) => Ok(change.outcome(action, self.change(action, &change).await?)),
+                Err(outcome) => Ok(outcome),
+            },
+        }
+    }
+
+    async fn change(&self, action: &Action, change: &Change<'_>) -> Result<Run, Aborted> {
+        let mark = Mark::draw();
+        match change.plant(mark.as_str()) {
+            None => {
+                let argv = ["rm", "-f", "--", change.path];
+                self.exec_inside(Inside::new(action.executing_decky(), &argv, &mark)).await
+            }
+            Some(plant) => {
+                let (script, temporary) = (plant.script(), plant.temporary());
+                let argv = ["sh", "-c", &script];
+                let inside = Inside {
+                    stdin: Some(base64_text(plant.content).into_bytes()),
+                    temporary: Some(&temporary),
+                    ..Inside::new(action.executing_decky(), &argv, &mark)
+                };
+                self.exec_inside(inside).await
             }
         }
     }
@@ -150,64 +166,6 @@ impl<R: RunCommand> Driver<R> {
             "banner": run.failure.is_none().then_some(banner), "stderr": run.stderr_or_null(),
         });
         Ok(run.outcome(payload, None))
-    }
-
-    async fn file(&self, action: &Action, file: &FilePlant) -> Result<Outcome, Aborted> {
-        let run = self.plant(action, file.path.as_str(), &file.content, &file.look, None).await?;
-        Ok(run.planted(action, file.path.as_str(), &file.content))
-    }
-
-    async fn edit(&self, action: &Action, edit: &Edit, now: DateTime<Utc>) -> Result<Outcome, Aborted> {
-        let when = edit.look.mtime.or(action.issued_at).unwrap_or(now);
-        let (_, seed) = action.id.as_u64_pair();
-        let body = edit
-            .content_class
-            .parse::<ContentClass>()
-            .and_then(|class| next_body(class, &edit.persona, &edit.previous_body, when, seed));
-        let body = match body {
-            Ok(body) => body,
-            Err(error) => {
-                let failure = Failure::new(FailureClass::Unsupported, error.to_string());
-                return Ok(Outcome::not_run(action, failure));
-            }
-        };
-        let expected = edit.expect_previous.then(|| sha256_hex(edit.previous_body.as_bytes()));
-        let path = edit.path.as_str();
-        let run = self.plant(action, path, body.as_bytes(), &edit.look, expected.as_deref()).await?;
-        let mut outcome = run.planted(action, path, body.as_bytes());
-        if outcome.failure.is_none() {
-            outcome.payload["new_body_bytes"] = body.len().into();
-            outcome.payload["new_body"] = body.into();
-            outcome.payload["synthetic_file_uuid"] = edit.synthetic_file_uuid.as_str().into();
-        }
-        Ok(outcome)
-    }
-
-    async fn plant(
-        &self,
-        action: &Action,
-        path: &str,
-        content: &[u8],
-        look: &Look,
-        expected_sha256: Option<&str>,
-    ) -> Result<Run, Aborted> {
-        let mark = Mark::draw();
-        let directory = action.path().map_or("/", |path| path.directory());
-        let plant =
-            script::Plant { path, directory, mark: mark.as_str(), len: content.len(), look, expected_sha256 };
-        let argv = ["sh", "-c", &plant.script()];
-        let temporary = plant.temporary();
-        let inside = Inside {
-            stdin: Some(base64_text(content).into_bytes()),
-            temporary: Some(&temporary),
-            ..Inside::new(action.executing_decky(), &argv, &mark)
-        };
-        let mut run = self.exec_inside(inside).await?;
-        if run.rc == script::STATUS_CONFLICT && run.failure.is_some() {
-            run.failure =
-                Some(Failure::new(FailureClass::Conflict, "the file no longer holds previous_body"));
-        }
-        Ok(run)
     }
 
     async fn read(&self, action: &Action, read: &Read) -> Result<Outcome, Aborted> {
@@ -336,14 +294,6 @@ impl Run {
             None => Value::Null,
             Some(_) => self.stderr.chars().take(STDERR_CHARS_MAX).collect::<String>().into(),
         }
-    }
-
-    fn planted(self, action: &Action, path: &str, content: &[u8]) -> Outcome {
-        let payload = json!({
-            "dst_decky": action.dst_name.as_str(), "path": path, "bytes": content.len(),
-            "rc": self.rc, "stderr": self.stderr_or_null(),
-        });
-        self.outcome(payload, Some(sha256_hex(content)))
     }
 
     fn outcome(self, payload: Value, content_sha256: Option<String>) -> Outcome {

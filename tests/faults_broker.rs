@@ -83,7 +83,7 @@ async fn nothing_is_lost_under_a_memory_alarm() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_runs_is_answered_though_its_queue_was_deleted_and_declared_again() {
     let mut cell = Cell::new("broker: the actions queue deleted");
-    let mut worker = cell.worker(&["--concurrency", "50"]);
+    let mut worker = cell.worker(&["--concurrency", "50", "--memory", "4GiB"]);
     for _ in 0..ACTIONS / 100 {
         cell.engine.set("hang", "");
         cell.publish(100).await;

@@ -45,7 +45,8 @@ async fn a_queue_with_other_arguments_ends_the_worker_with_a_hint() {
 fn settings_that_contradict_each_other_are_refused() {
     for (arguments, words) in [
         (["--grace", "2s", "--timeout", "8s"], "--grace is shorter than --timeout"),
-        (["--timeout", "13m", "--grace", "20m"], "--timeout 13m is too long"),
+        (["--timeout", "26m", "--grace", "30m"], "--timeout 26m is too long"),
+        (["--memory", "10MiB", "--grace", "20m"], "--memory 10MiB is too little"),
         (["--timeout", "0s", "--grace", "20m"], "no time limit"),
         (["--content-max", "12582913", "--grace", "20m"], "--content-max"),
         (["--allow-decky", "web-[", "--grace", "20m"], "no glob"),

@@ -256,9 +256,11 @@ async fn on_sigterm_the_worker_finishes_what_it_runs_and_gives_the_rest_back() {
         &peer.prefix,
         &["--container-cli", client, "--concurrency", "1", "--timeout", "25s"],
     );
-    let first = peer.submit(file("web-01", "/tmp/a")).await;
+    // Each of these has an exec of its own.
+    let read = with(file("web-01", "/tmp/a"), json!({"kind": "read"}));
+    let first = peer.submit(read.clone()).await;
     for _ in 0..3 {
-        peer.submit(file("web-01", "/tmp/a")).await;
+        peer.submit(read.clone()).await;
     }
     let polled = tokio::time::timeout(support::PATIENCE, async {
         while !begun.exists() {

@@ -86,9 +86,15 @@ impl Topology {
     /// The delay queue for what has failed `attempt` times; the last tier serves all further ones.
     #[must_use]
     pub fn retry_queue(&self, attempt: u32) -> String {
+        self.retry_queue_of(self.retry_delay(attempt))
+    }
+
+    /// How long that queue holds a message.
+    #[must_use]
+    pub fn retry_delay(&self, attempt: u32) -> Duration {
         let tier = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
         let last = self.retry_delays.len().saturating_sub(1);
-        self.retry_queue_of(self.retry_delays.get(tier.min(last)).copied().unwrap_or_default())
+        self.retry_delays.get(tier.min(last)).copied().unwrap_or_default()
     }
 
     fn retry_queue_of(&self, delay: Duration) -> String {

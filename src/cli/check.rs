@@ -169,7 +169,16 @@ fn check_settings(settings: &worker::Options, deckies: &[DeckyName], report: &mu
         _ => {}
     }
     let concurrency = match service {
-        Ok(service) => service.concurrency,
+        Ok(service) => {
+            if service.prefetch < service.concurrency {
+                report.warning(
+                    "settings",
+                    &format!("of {} actions at once only {} fit", service.concurrency, service.prefetch),
+                    "a larger --memory, a smaller --content-max, or a shorter --timeout",
+                );
+            }
+            service.concurrency
+        }
         Err(failed) => {
             report.failed("settings", failed);
             0

@@ -1,6 +1,7 @@
 //! `deckswain run`: the worker's decoding, policy and driver, without a broker.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use chrono::Utc;
 use clap::Args;
@@ -52,7 +53,9 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
             let body = with_action_id(raw);
             let decode = DecodeOptions { message_id: None, content_bytes_max: options.driver.content_max };
             let started_at = Utc::now();
-            let judged = judge(&driver, &policy, Action::decode(body.as_bytes(), decode), started_at).await;
+            let judged =
+                judge(&driver, &policy, Action::decode(body.as_bytes(), decode).map(Arc::new), started_at)
+                    .await;
             let Ok(judged) = judged else { return Ok(EXIT_INTERRUPTED) };
             let occasion = Occasion { attempt: 1, redelivered: false, started_at, finished_at: Utc::now() };
             let message = judged.failure_message();

@@ -101,6 +101,16 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A number of bytes, as people write it.
+pub(super) fn size(text: &str) -> Result<usize, String> {
+    let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("", 1)];
+    let parsed = units.iter().find_map(|(unit, bytes)| {
+        let number = text.strip_suffix(unit)?.trim_end();
+        number.parse::<usize>().ok()?.checked_mul(*bytes)
+    });
+    parsed.filter(|bytes| *bytes > 0).ok_or_else(|| "write it like 256MiB or 1GiB".to_owned())
+}
+
 pub(super) fn glob(text: &str) -> Result<GlobMatcher, String> {
     Glob::new(text).map(|glob| glob.compile_matcher()).map_err(|error| error.to_string())
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::settings::{RetrySettings, duration};
+use super::settings::{RetrySettings, duration, size};
 use super::{BrokerSettings, DriverSettings, EXIT_OK, Failed, runtime};
 use crate::broker::{AmqpPublisher, Topology};
 use crate::result::WorkerIdentity;
@@ -37,6 +38,9 @@ pub struct Options {
     pub(super) max_attempts: u32,
     #[command(flatten)]
     pub(super) retries: RetrySettings,
+    /// How much memory the bodies of deliveries may take at worst, such as 256MiB or 1GiB
+    #[arg(long, value_name = "SIZE", env = "DECKSWAIN_MEMORY", default_value = "256MiB", value_parser = size)]
+    memory: usize,
     /// How long what runs may go on after SIGTERM
     #[arg(long, value_name = "DURATION", env = "DECKSWAIN_GRACE", default_value = "30s", value_parser = duration)]
     grace: Duration,
@@ -47,6 +51,12 @@ pub struct Options {
     #[arg(long, env = "DECKSWAIN_NO_RESULTS_QUEUE")]
     no_results_queue: bool,
 }
+
+const MEBIBYTE: usize = 1024 * 1024;
+/// What an action holds beside its content: paths, attribution, and the like.
+const MESSAGE_REST_BYTES: usize = 64 * 1024;
+/// How many deliveries are wanted for each decky that is worked on: a batch's worth.
+const WAITING_PER_LANE: u16 = 64;
 
 /// RabbitMQ closes the channel of a delivery that is not acked for 30 minutes; a sixth of that is kept in hand.
 const UNACKED_TIME_MAX: Duration = Duration::from_secs(25 * 60);
@@ -64,28 +74,70 @@ impl Options {
                 .hint("a --grace of at least --timeout"));
         }
         let concurrency = self.concurrency.unwrap_or_else(default_concurrency);
-        // One delivery waits behind each that runs, so that a lane never idles.
-        let prefetch = concurrency.saturating_mul(2);
-        let held_max = self.driver.timeout.saturating_mul(prefetch.div_ceil(concurrency).into());
-        if held_max > UNACKED_TIME_MAX {
-            return Err(Failed::usage(format!(
-                "--timeout {} is too long",
-                humantime::format_duration(self.driver.timeout)
-            ))
-            .why(format!(
-                "with {prefetch} deliveries held for {concurrency} at a time, one could stay unacked for longer than \
-                 the broker's 30 minutes"
-            ))
-            .hint("a --timeout of at most 12m"));
-        }
+        let prefetch = self.prefetch(concurrency)?;
         Ok(ServiceOptions {
             broker_url: self.broker.broker.clone(),
             topology: self.topology(),
             concurrency,
             prefetch,
-            content_bytes_max: self.driver.content_max,
             grace: self.grace,
         })
+    }
+}
+
+impl Options {
+    /// How many deliveries are held at once: enough for each lane to have a batch waiting, as far as
+    /// memory and the broker's patience allow.
+    fn prefetch(&self, concurrency: u16) -> Result<u16, Failed> {
+        // Each could wait for all others, one after the other, in the lane of one decky.
+        let in_time = UNACKED_TIME_MAX.as_millis() / self.driver.timeout.as_millis().max(1);
+        if in_time == 0 {
+            let timeout = humantime::format_duration(self.driver.timeout);
+            return Err(Failed::usage(format!("--timeout {timeout} is too long"))
+                .why("the broker takes back a delivery that is not acked within 30 minutes")
+                .hint("a --timeout of at most 25m"));
+        }
+        let bodies = self.bodies_held(concurrency);
+        let in_memory = bodies.count(self.memory);
+        if in_memory == 0 {
+            let least = bodies.worst(1).div_ceil(MEBIBYTE);
+            return Err(Failed::usage(format!("--memory {}MiB is too little", self.memory / MEBIBYTE))
+                .why(format!("one action with the largest content takes {least} MiB"))
+                .hint(format!("--memory {least}MiB, or a smaller --content-max")));
+        }
+        let wanted = u128::from(concurrency) * u128::from(WAITING_PER_LANE);
+        let prefetch = wanted.min(in_time).min(in_memory as u128);
+        Ok(u16::try_from(prefetch).unwrap_or(u16::MAX))
+    }
+
+    fn bodies_held(&self, concurrency: u16) -> Bodies {
+        Bodies { content_max: self.driver.content_max, running: concurrency.into() }
+    }
+}
+
+/// The memory that bodies take at worst, in bytes: every one that is held is as large as it may be.
+struct Bodies {
+    content_max: usize,
+    running: usize,
+}
+
+impl Bodies {
+    /// A message with its base64 and its other fields.
+    fn message(&self) -> usize {
+        self.content_max / 3 * 4 + 4 + MESSAGE_REST_BYTES
+    }
+
+    /// So many held; those that run are decoded and encoded anew on top.
+    fn worst(&self, held: usize) -> usize {
+        held * self.message() + self.running.min(held) * (self.content_max + self.message())
+    }
+
+    /// How many fit.
+    fn count(&self, memory: usize) -> usize {
+        match memory.checked_sub(self.worst(self.running)) {
+            Some(left) => self.running + left / self.message(),
+            None => memory / self.worst(1),
+        }
     }
 }
 
@@ -95,10 +147,22 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
     let publisher = AmqpPublisher::new(&options.broker.broker, &topology);
     let worker_id = options.worker_id.clone();
     let worker = WorkerIdentity::new(worker_id.unwrap_or_else(|| Uuid::new_v4().simple().to_string()));
-    let pipeline_options = PipelineOptions { topology, attempts_max: options.max_attempts, worker };
+    let content_bytes_max = options.driver.content_max;
+    let pipeline_options =
+        PipelineOptions { topology, attempts_max: options.max_attempts, worker, content_bytes_max };
     let (driver, policy) = (options.driver.driver(), options.driver.policy()?);
     let (abort, aborted) = watch::channel(false);
     let pipeline = Arc::new(Pipeline::new(driver, policy, publisher.clone(), pipeline_options, aborted));
+    let worst = options.bodies_held(service.concurrency).worst(service.prefetch.into());
+    info!(
+        concurrency = service.concurrency,
+        prefetch = service.prefetch,
+        "bodies take at most {} MiB of memory",
+        worst.div_ceil(MEBIBYTE)
+    );
+    if service.prefetch < service.concurrency {
+        warn!("only {} actions at once fit into --memory, and no more are taken", service.prefetch);
+    }
     runtime()?.block_on(async {
         let (stop_sender, stop) = watch::channel(Stop::No);
         let signals = listen(stop_sender)
@@ -131,4 +195,22 @@ fn listen(stop: watch::Sender<Stop>) -> std::io::Result<tokio::task::JoinHandle<
             stop.send_replace(next);
         }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_are_held_as_fit_into_memory_at_worst() {
+        for content_max in [1024, 65_536, 4 * MEBIBYTE, 12 * MEBIBYTE] {
+            for running in [1, 8, 64] {
+                let bodies = Bodies { content_max, running };
+                for memory in [MEBIBYTE, 256 * MEBIBYTE, 1024 * MEBIBYTE] {
+                    let count = bodies.count(memory);
+                    assert!(bodies.worst(count) <= memory && bodies.worst(count + 1) > memory);
+                }
+            }
+        }
+    }
 }

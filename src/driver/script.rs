@@ -2,6 +2,8 @@
 //!
 //! They are kept to what dash, bash and busybox ash have in common.
 
+use std::fmt::Write as _;
+
 use crate::action::Look;
 
 /// The exit status by which the plant says that the file holds something else than expected.
@@ -9,6 +11,18 @@ pub const STATUS_CONFLICT: i32 = 73;
 
 /// Opens TCP 22 of its first argument and prints what answers.
 pub const PROBE: &str = include_str!("probe.py");
+
+/// Defines `p`: writes beside the target, sets the look, renames; on failure takes all of it back.
+///
+/// The length of what comes on standard input is checked, because a client that dies midway looks
+/// like the end of the input.
+const PLANT: &str = include_str!("plant.sh");
+
+/// Runs the lines that come on standard input one by one; the first line is the batch's code.
+///
+/// After each it prints what the line said, then the code, the line's number from 0 and its status.
+/// A line that did not arrive whole is not run: `read` fails on it.
+const BATCH: &str = include_str!("batch.sh");
 
 /// Quotes a word for a POSIX shell.
 pub fn quote(word: &str) -> String {
@@ -23,8 +37,8 @@ pub struct Plant<'a> {
     pub directory: &'a str,
     /// Letters and digits that no other plant uses.
     pub mark: &'a str,
-    /// How many bytes must arrive.
-    pub len: usize,
+    /// What the file is to hold.
+    pub content: &'a [u8],
     /// Mode, owner and time.
     pub look: &'a Look,
     /// What the file must hold beforehand, as hex SHA-256.
@@ -37,48 +51,60 @@ impl Plant<'_> {
         format!("{}/sed{}", self.directory.trim_end_matches('/'), &self.mark[..6])
     }
 
-    /// Writes beside the target, checks the length, sets the look, renames; on failure takes all of it back.
-    ///
-    /// The length is checked because a client that dies midway looks like the end of the input.
+    /// A script that takes the content as base64 on standard input.
     pub fn script(&self) -> String {
-        let mut script =
-            format!("f={}\nd={}\nt={}\n", quote(self.path), quote(self.directory), quote(&self.temporary()));
-        if let Some(sha256) = self.expected_sha256 {
-            script.push_str(&format!(
-                "[ -f \"$f\" ] && [ ! -h \"$f\" ] && [ \"$(sha256sum <\"$f\" | cut -c1-64)\" = {sha256} ] || \
-                 {{ echo 'file changed' >&2; exit {STATUS_CONFLICT}; }}\n"
-            ));
-        }
-        script.push_str(
-            "n=$d\nm=\n\
-             while [ ! -e \"$n\" ] && [ ! -h \"$n\" ]; do m=$n; n=${n%/*}; [ -n \"$n\" ] || n=/; done\n\
-             u() { r=$?; rm -f -- \"$t\"; while [ -n \"$m\" ]; do rmdir -- \"$d\" 2>/dev/null || [ ! -e \"$d\" ] || break; \
-             [ \"$d\" = \"$m\" ] && break; d=${d%/*}; done; exit $r; }\n\
-             mkdir -p -- \"$d\" || u\n\
-             (umask 077; set -C; base64 -d >\"$t\") || u\n",
-        );
-        script.push_str(&format!(
-            "[ $(wc -c <\"$t\") -eq {} ] || {{ echo 'short write' >&2; (exit 74); u; }}\n",
-            self.len
-        ));
-        if let Some(owner) = &self.look.owner {
-            let owner = quote(owner.as_str());
-            script.push_str(&format!(
-                "chown -- {owner} \"$t\" || u\n\
-                 n=$d; while [ -n \"$m\" ]; do chown -- {owner} \"$n\" || u; [ \"$n\" = \"$m\" ] && break; n=${{n%/*}}; done\n"
-            ));
-        }
-        script.push_str(&format!("chmod {} \"$t\" || u\n", self.look.mode));
-        if let Some(mtime) = self.look.mtime {
-            script.push_str(&format!("TZ=UTC0 touch -t {} \"$t\" || u\n", mtime.format("%Y%m%d%H%M.%S")));
-        }
-        script.push_str(
-            "[ -h \"$f\" ] && [ -d \"$f\" ] && rm -f -- \"$f\"\n\
-             [ ! -d \"$f\" ] || { echo 'Is a directory' >&2; (exit 1); u; }\n\
-             mv -f -- \"$t\" \"$f\" || u\n",
-        );
-        script
+        format!("{PLANT}{} {}\n", self.call(), self.content.len())
     }
+
+    /// The same plant as one line of a batch, which holds the content.
+    pub fn line(&self) -> String {
+        format!("{} '' {}", self.call(), escape(self.content))
+    }
+
+    fn call(&self) -> String {
+        let owner = self.look.owner.as_ref().map(|owner| owner.as_str()).unwrap_or_default();
+        let stamp = self.look.mtime.map(|mtime| mtime.format("%Y%m%d%H%M.%S").to_string());
+        let expected = self.expected_sha256.unwrap_or_default();
+        format!(
+            "p {} {} {} {} {} '{}' '{expected}'",
+            quote(self.path),
+            quote(self.directory),
+            quote(&self.temporary()),
+            self.look.mode,
+            quote(owner),
+            stamp.unwrap_or_default(),
+        )
+    }
+}
+
+/// The line of a batch that removes a file.
+pub fn removal(path: &str) -> String {
+    format!("rm -f -- {}", quote(path))
+}
+
+/// The script of a batch.
+pub fn batch() -> String {
+    format!("{PLANT}{BATCH}")
+}
+
+/// Quotes bytes so that `printf %b` prints just them.
+fn escape(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() + bytes.len() / 4 + 2);
+    text.push('\'');
+    for byte in bytes {
+        match byte {
+            b'\n' => text.push_str("\\n"),
+            b'\\' => text.push_str("\\\\"),
+            b'\'' => text.push_str("'\\''"),
+            b' '..=b'~' => text.push(char::from(*byte)),
+            byte => {
+                // Writing to a String cannot fail.
+                let _ = write!(text, "\\0{byte:03o}");
+            }
+        }
+    }
+    text.push('\'');
+    text
 }
 
 /// Ends every process that bears the mark, and what shares a session with it; says `gone` when none is left.

@@ -1,5 +1,7 @@
 //! From a decoded message to what came of it: refused, or run.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 
 use crate::action::{Action, Invalid};
@@ -14,7 +16,7 @@ pub enum Judged {
     /// No valid action.
     Invalid(Box<Invalid>),
     /// An action that was refused or run.
-    Done(Box<Action>, Outcome),
+    Done(Arc<Action>, Outcome),
 }
 
 impl Judged {
@@ -59,11 +61,11 @@ impl Judged {
 pub async fn judge<R: RunCommand>(
     driver: &Driver<R>,
     policy: &Policy,
-    decoded: Result<Action, Box<Invalid>>,
+    decoded: Result<Arc<Action>, Box<Invalid>>,
     now: DateTime<Utc>,
 ) -> Result<Judged, Aborted> {
     let action = match decoded {
-        Ok(action) => Box::new(action),
+        Ok(action) => action,
         Err(invalid) => return Ok(Judged::Invalid(invalid)),
     };
     let outcome = match policy.refusal(&action) {

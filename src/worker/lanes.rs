@@ -1,59 +1,70 @@
-//! One lane a decky: its actions run in order, one at a time; different deckies run in parallel.
+//! One lane a decky: its actions run in order; different deckies run in parallel.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// What is done with the items of a lane.
+pub trait Work: Send + Sync + 'static {
+    /// What waits in a lane.
+    type Item: Send + 'static;
 
-/// The lanes that have work.
-pub struct Lanes {
-    waiting: Arc<Mutex<Waiting>>,
+    /// Whether `next`, which waits behind `taken`, can be worked on together with it.
+    fn joins(&self, taken: &[Self::Item], next: &Self::Item) -> bool;
+    /// Works on what came to the head of a lane; at least one item.
+    fn work(&self, items: Vec<Self::Item>) -> impl Future<Output = ()> + Send;
+}
+
+/// The lanes that have items.
+pub struct Lanes<W: Work> {
+    work: Arc<W>,
+    waiting: Arc<Mutex<Waiting<W::Item>>>,
     slots: Arc<Semaphore>,
     running: JoinSet<()>,
 }
 
-#[derive(Default)]
-struct Waiting {
-    lanes: HashMap<String, VecDeque<Job>>,
+struct Waiting<I> {
+    lanes: HashMap<String, VecDeque<I>>,
     closed: bool,
 }
 
-impl Lanes {
-    /// Lanes of which at most `concurrency` run at once.
+impl<W: Work> Lanes<W> {
+    /// Lanes of which at most `concurrency` are worked on at once.
     #[must_use]
-    pub fn new(concurrency: usize) -> Self {
+    pub fn new(work: Arc<W>, concurrency: usize) -> Self {
+        let waiting = Waiting { lanes: HashMap::new(), closed: false };
         Self {
-            waiting: Arc::default(),
+            work,
+            waiting: Arc::new(Mutex::new(waiting)),
             slots: Arc::new(Semaphore::new(concurrency)),
             running: JoinSet::new(),
         }
     }
 
-    /// Puts a job at the end of a lane.
-    pub fn push(&mut self, lane: String, job: impl Future<Output = ()> + Send + 'static) {
+    /// Puts an item at the end of a lane.
+    pub fn push(&mut self, lane: String, item: W::Item) {
         while self.running.try_join_next().is_some() {}
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.closed {
             return;
         }
         if let Some(queue) = waiting.lanes.get_mut(&lane) {
-            queue.push_back(Box::pin(job));
+            queue.push_back(item);
             return;
         }
-        waiting.lanes.insert(lane.clone(), VecDeque::from([Box::pin(job) as Job]));
+        waiting.lanes.insert(lane.clone(), VecDeque::from([item]));
         drop(waiting);
-        self.running.spawn(run_lane(lane, self.waiting.clone(), self.slots.clone()));
+        let (work, waiting, slots) = (self.work.clone(), self.waiting.clone(), self.slots.clone());
+        self.running.spawn(run_lane(lane, work, waiting, slots));
     }
 
     /// Drops what has not started; what runs goes on.
     pub fn forget_waiting(&mut self) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let dropped: Vec<VecDeque<Job>> = waiting.lanes.values_mut().map(std::mem::take).collect();
+        let dropped: Vec<VecDeque<W::Item>> = waiting.lanes.values_mut().map(std::mem::take).collect();
         drop(waiting);
         drop(dropped);
     }
@@ -75,20 +86,33 @@ impl Lanes {
     }
 }
 
-async fn run_lane(lane: String, waiting: Arc<Mutex<Waiting>>, slots: Arc<Semaphore>) {
+async fn run_lane<W: Work>(
+    lane: String,
+    work: Arc<W>,
+    waiting: Arc<Mutex<Waiting<W::Item>>>,
+    slots: Arc<Semaphore>,
+) {
     loop {
         // The semaphore is never closed.
         let Ok(_slot) = slots.acquire().await else { return };
-        let job = {
+        let items = {
             let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            match waiting.lanes.get_mut(&lane).and_then(VecDeque::pop_front) {
-                Some(job) => job,
-                None => {
-                    waiting.lanes.remove(&lane);
-                    return;
-                }
+            let items = waiting.lanes.get_mut(&lane).map(|queue| head(&*work, queue)).unwrap_or_default();
+            if items.is_empty() {
+                waiting.lanes.remove(&lane);
+                return;
             }
+            items
         };
-        job.await;
+        work.work(items).await;
     }
+}
+
+/// The first item, and those behind it that join it.
+fn head<W: Work>(work: &W, queue: &mut VecDeque<W::Item>) -> Vec<W::Item> {
+    let mut items: Vec<W::Item> = queue.pop_front().into_iter().collect();
+    while queue.front().is_some_and(|next| work.joins(&items, next)) {
+        items.extend(queue.pop_front());
+    }
+    items
 }

@@ -5,20 +5,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use crate::action::{Action, Invalid};
+use crate::action::{Action, DecodeOptions, Invalid};
 use crate::backoff::Backoff;
 use crate::broker::{
     Delivery, HEADER_ATTEMPT, HEADER_FIRST_SEEN, HeaderValue, Properties, Publication, Publish, Settle,
     Topology,
 };
-use crate::driver::{Aborted, Driver};
+use crate::driver::{Aborted, Done, Driver, can_share};
 use crate::policy::Policy;
 use crate::result::{ActivityResult, Disposition, FailureClass, Occasion, WorkerIdentity};
 use crate::subprocess::RunCommand;
+use crate::worker::breaker::Breakers;
 use crate::worker::memory::{Answer, Finished, Key, Memory};
+use crate::worker::order::Order;
 use crate::worker::{Judged, judge};
 
 /// What the pipeline is told beside its parts.
@@ -30,6 +33,8 @@ pub struct PipelineOptions {
     pub attempts_max: u32,
     /// Who this worker is.
     pub worker: WorkerIdentity,
+    /// The limit on decoded content, in bytes.
+    pub content_bytes_max: usize,
 }
 
 /// Takes a decoded delivery to its settlement.
@@ -41,6 +46,11 @@ pub struct Pipeline<R, P> {
     abort: watch::Receiver<bool>,
     memory: Memory,
     waiting: AtomicUsize,
+    settled: Notify,
+    /// Counts how often what had not begun was taken back.
+    recalls: AtomicUsize,
+    order: Order,
+    breakers: Breakers,
 }
 
 /// Where a delivery goes.
@@ -79,6 +89,10 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             abort,
             memory: Memory::default(),
             waiting: AtomicUsize::new(0),
+            settled: Notify::new(),
+            recalls: AtomicUsize::new(0),
+            order: Order::default(),
+            breakers: Breakers::default(),
         }
     }
 
@@ -87,41 +101,149 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         self.waiting.load(Ordering::Relaxed)
     }
 
+    /// Has nothing begun any more of what [`Pipeline::process_all`] was given so far.
+    pub fn take_back(&self) {
+        self.recalls.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Tells that the broker was lost.
     pub fn distrust_broker(&self) {
         self.publisher.distrust();
     }
 
+    /// Is told whenever a delivery has been settled.
+    pub fn settled(&self) -> &Notify {
+        &self.settled
+    }
+
     /// Runs, publishes and settles one delivery; returns when the broker has all of it.
-    pub async fn process<S: Settle>(&self, decoded: Result<Action, Box<Invalid>>, delivery: Delivery<S>) {
-        // A delivery that is not settled goes back to its queue with its channel.
-        let Ok(()) = self.answer(decoded, &delivery).await else { return };
+    async fn process<S: Settle>(&self, decoded: Result<Arc<Action>, Box<Invalid>>, delivery: Delivery<S>) {
+        let key = decoded.as_ref().ok().map(|action| key_of(action, &delivery));
+        let answered = match key.and_then(|key| self.memory.recall(key)) {
+            Some(Finished::Answered(answer)) => {
+                info!(action.id = %answer.properties.message_id.as_deref().unwrap_or_default(), "seen again: answered, not run");
+                self.publish_answer(&answer, &delivery.properties).await
+            }
+            Some(Finished::Retried) => Ok(()),
+            None => match decoded.as_ref().ok().and_then(|action| self.hindrance(action, &delivery)) {
+                Some(Hindrance::Behind(attempt)) => self.put_off(decoded.ok(), &delivery, attempt).await,
+                Some(Hindrance::Paused) => self.retry(decoded.ok(), &delivery, key).await,
+                None => {
+                    let started_at = Utc::now();
+                    match judge(&self.driver, &self.policy, decoded, started_at).await {
+                        Ok(judged) => {
+                            self.note(&judged, delivery.properties.attempt());
+                            self.dispose(judged, &delivery, key, (started_at, Utc::now())).await
+                        }
+                        Err(aborted) => Err(aborted),
+                    }
+                }
+            },
+        };
+        self.settle(answered, delivery).await;
+    }
+
+    /// Why the action cannot be tried now, if it cannot.
+    fn hindrance<S>(&self, action: &Action, delivery: &Delivery<S>) -> Option<Hindrance> {
+        let now = Instant::now();
+        if let Err(attempt) = self.order.is_next(action, now) {
+            return Some(Hindrance::Behind(attempt));
+        }
+        // The last attempt is always made: nothing is given up that was not tried.
+        let is_last = delivery.properties.attempt() >= self.options.attempts_max;
+        (!is_last && !self.breakers.may_try(action.executing_decky(), now)).then_some(Hindrance::Paused)
+    }
+
+    /// Has the action come again with the one before it on its path, as the attempt that it is.
+    async fn put_off<S>(
+        &self,
+        action: Option<Arc<Action>>,
+        delivery: &Delivery<S>,
+        attempt_before: u32,
+    ) -> Result<(), Aborted> {
+        if let Some(action) = &action {
+            debug!(action.id = %action.id, "put off: an earlier action on its path is tried again first");
+            let delay = self.options.topology.retry_delay(attempt_before);
+            self.order.waits(action, attempt_before, delay, Instant::now());
+        }
+        let queue = self.options.topology.retry_queue(attempt_before);
+        self.publish_delayed(delivery, &queue, delivery.properties.attempt(), Utc::now()).await
+    }
+
+    /// Counts an attempt that was not made, on a decky that is left in peace.
+    async fn retry<S>(
+        &self,
+        action: Option<Arc<Action>>,
+        delivery: &Delivery<S>,
+        key: Option<Key>,
+    ) -> Result<(), Aborted> {
+        let attempt = delivery.properties.attempt();
+        if let Some(action) = &action {
+            debug!(action.id = %action.id, decky.name = %action.executing_decky(), attempt, "not tried: the decky is left in peace");
+            let delay = self.options.topology.retry_delay(attempt);
+            self.order.waits(action, attempt, delay, Instant::now());
+        }
+        self.publish_retry(delivery, attempt, Utc::now()).await?;
+        self.remember(key, Finished::Retried);
+        Ok(())
+    }
+
+    /// Keeps the order of paths and the state of deckies; before anything else on them is begun.
+    fn note(&self, judged: &Judged, attempt: u32) {
+        let Judged::Done(action, outcome) = judged else { return };
+        let decky = action.executing_decky();
+        let class = outcome.failure.as_ref().map(|failure| failure.class);
+        match class {
+            Some(FailureClass::Infrastructure) => {
+                if let Some(pause) = self.breakers.failed(decky, Instant::now()) {
+                    warn!(decky.name = %decky, "left in peace for {} s: nothing can be done there", pause.as_secs());
+                }
+            }
+            // These say nothing of the decky.
+            Some(
+                FailureClass::Refused
+                | FailureClass::Expired
+                | FailureClass::Unsupported
+                | FailureClass::Timeout,
+            ) => {}
+            _ => {
+                if self.breakers.worked(decky) {
+                    info!(decky.name = %decky, "works again");
+                }
+            }
+        }
+        match dispose(class, attempt, self.options.attempts_max) {
+            Disposal::Retry => {
+                let delay = self.options.topology.retry_delay(attempt);
+                self.order.waits(action, attempt, delay, Instant::now());
+            }
+            Disposal::Complete | Disposal::DeadLetter(_) => self.order.ended(action),
+        }
+    }
+
+    /// A delivery that is not settled goes back to its queue with its channel.
+    async fn settle<S: Settle>(&self, answered: Result<(), Aborted>, delivery: Delivery<S>) {
+        if answered.is_err() {
+            return;
+        }
         if let Err(error) = delivery.settle.ack().await {
             // The service tells of the loss once, for all deliveries that it costs.
             debug!("{error}; the broker will deliver the action again");
         }
+        self.settled.notify_one();
     }
 
-    async fn answer<S: Settle>(
+    /// Takes what an action came to where it belongs; `span` is when its run began and ended.
+    async fn dispose<S: Settle>(
         &self,
-        decoded: Result<Action, Box<Invalid>>,
+        judged: Judged,
         delivery: &Delivery<S>,
+        key: Option<Key>,
+        (started_at, finished_at): (DateTime<Utc>, DateTime<Utc>),
     ) -> Result<(), Aborted> {
         let properties = &delivery.properties;
-        let key = decoded.as_ref().ok().map(|action| (action.id, properties.replays(), properties.attempt()));
-        match key.and_then(|key| self.memory.recall(key)) {
-            Some(Finished::Answered(answer)) => {
-                info!(action.id = %answer.properties.message_id.as_deref().unwrap_or_default(), "seen again: answered, not run");
-                return self.publish_answer(&answer, properties).await;
-            }
-            Some(Finished::Retried) => return Ok(()),
-            None => {}
-        }
-        let started_at = Utc::now();
-        let judged = judge(&self.driver, &self.policy, decoded, started_at).await?;
         let attempt = properties.attempt();
-        let occasion =
-            Occasion { attempt, redelivered: delivery.redelivered, started_at, finished_at: Utc::now() };
+        let occasion = Occasion { attempt, redelivered: delivery.redelivered, started_at, finished_at };
         log(&judged, occasion);
         let class = judged.failure_class();
         match dispose(class, attempt, self.options.attempts_max) {
@@ -129,7 +251,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
                 self.publish_result(judged, Disposition::Completed, occasion, properties, key).await
             }
             Disposal::Retry => {
-                self.publish_retry(delivery, occasion).await?;
+                self.publish_retry(delivery, attempt, occasion.started_at).await?;
                 self.remember(key, Finished::Retried);
                 Ok(())
             }
@@ -188,18 +310,31 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         Ok(())
     }
 
-    async fn publish_retry<S>(&self, delivery: &Delivery<S>, occasion: Occasion) -> Result<(), Aborted> {
-        let queue = self.options.topology.retry_queue(occasion.attempt);
+    async fn publish_retry<S>(
+        &self,
+        delivery: &Delivery<S>,
+        attempt: u32,
+        seen_at: DateTime<Utc>,
+    ) -> Result<(), Aborted> {
+        let queue = self.options.topology.retry_queue(attempt);
+        self.publish_delayed(delivery, &queue, attempt + 1, seen_at).await
+    }
+
+    async fn publish_delayed<S>(
+        &self,
+        delivery: &Delivery<S>,
+        queue: &str,
+        next_attempt: u32,
+        seen_at: DateTime<Utc>,
+    ) -> Result<(), Aborted> {
         let mut properties = delivery.properties.clone();
-        properties
-            .headers
-            .insert(HEADER_ATTEMPT.to_owned(), HeaderValue::Integer((occasion.attempt + 1).into()));
+        properties.headers.insert(HEADER_ATTEMPT.to_owned(), HeaderValue::Integer(next_attempt.into()));
         properties
             .headers
             .entry(HEADER_FIRST_SEEN.to_owned())
-            .or_insert_with(|| HeaderValue::Text(rfc3339(occasion.started_at)));
+            .or_insert_with(|| HeaderValue::Text(rfc3339(seen_at)));
         let publication =
-            Publication { exchange: "", routing_key: &queue, properties: &properties, body: &delivery.body };
+            Publication { exchange: "", routing_key: queue, properties: &properties, body: &delivery.body };
         self.publish_until_confirmed(publication).await
     }
 
@@ -260,6 +395,111 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             }
         }
     }
+}
+
+impl<R: RunCommand, P: Publish> Pipeline<R, P> {
+    /// Takes deliveries of one decky to their settlement, in their order; those that can share an exec do.
+    pub async fn process_all<S: Settle + Sync>(self: Arc<Self>, deliveries: Vec<Delivery<S>>) {
+        let recalls = self.recalls.load(Ordering::Relaxed);
+        let mut together: Vec<Shared<S>> = Vec::new();
+        for delivery in deliveries {
+            let decode = DecodeOptions {
+                message_id: delivery.properties.message_id.as_deref(),
+                content_bytes_max: self.options.content_bytes_max,
+            };
+            match Action::decode(&delivery.body, decode) {
+                Ok(action) if self.may_share(&action, &delivery, &together) => {
+                    let key = key_of(&action, &delivery);
+                    together.push(Shared { action: Arc::new(action), key, delivery });
+                }
+                decoded => {
+                    let decoded = decoded.map(Arc::new);
+                    self.clone().process_together(std::mem::take(&mut together), recalls).await;
+                    if self.recalls.load(Ordering::Relaxed) != recalls {
+                        return;
+                    }
+                    self.process(decoded, delivery).await;
+                }
+            }
+        }
+        self.process_together(together, recalls).await;
+    }
+
+    fn may_share<S>(&self, action: &Action, delivery: &Delivery<S>, together: &[Shared<S>]) -> bool {
+        let key = key_of(action, delivery);
+        can_share(action)
+            && self.policy.refusal(action).is_none()
+            && action.expires_at.is_none_or(|expires_at| expires_at > Utc::now())
+            && self.memory.recall(key).is_none()
+            && self.order.is_next(action, Instant::now()).is_ok()
+            && together.iter().all(|shared| shared.key != key)
+    }
+
+    async fn process_together<S: Settle + Sync>(self: Arc<Self>, shared: Vec<Shared<S>>, recalls: usize) {
+        let Some(decky) = shared.first().map(|shared| shared.action.executing_decky().clone()) else {
+            return;
+        };
+        // One that waits alone runs as it always did; and of a decky that is left in peace each is put off.
+        if shared.len() == 1 || !self.breakers.may_try(&decky, Instant::now()) {
+            return self.process_each(shared, recalls).await;
+        }
+        let actions: Vec<Arc<Action>> = shared.iter().map(|shared| shared.action.clone()).collect();
+        let actions: Vec<&Action> = actions.iter().map(AsRef::as_ref).collect();
+        let mut shared: Vec<Option<Shared<S>>> = shared.into_iter().map(Some).collect();
+        // Results are published while the batch goes on.
+        let mut finishing = JoinSet::new();
+        let done = |done: Done| {
+            let Some(Shared { action, delivery, key }) = shared.get_mut(done.index).and_then(Option::take)
+            else {
+                return;
+            };
+            let judged = Judged::Done(action, done.outcome);
+            self.note(&judged, delivery.properties.attempt());
+            let pipeline = self.clone();
+            finishing.spawn(async move {
+                let answered = pipeline.dispose(judged, &delivery, Some(key), done.span).await;
+                pipeline.settle(answered, delivery).await;
+            });
+        };
+        let may_begin = |action: &Action| {
+            self.recalls.load(Ordering::Relaxed) == recalls
+                && self.order.is_next(action, Instant::now()).is_ok()
+        };
+        let performed = self.driver.perform_batch(&actions, Utc::now(), may_begin, done).await;
+        while finishing.join_next().await.is_some() {}
+        if performed.is_ok() {
+            self.process_each(shared.into_iter().flatten().collect(), recalls).await;
+        }
+    }
+
+    /// One after the other; what is taken back meanwhile is not settled, and goes back to its queue.
+    async fn process_each<S: Settle>(&self, shared: Vec<Shared<S>>, recalls: usize) {
+        for Shared { action, delivery, .. } in shared {
+            if self.recalls.load(Ordering::Relaxed) != recalls {
+                return;
+            }
+            self.process(Ok(action), delivery).await;
+        }
+    }
+}
+
+/// Why an action cannot be tried now.
+enum Hindrance {
+    /// One before it on its path waits since its attempt of this number.
+    Behind(u32),
+    /// Its decky is left in peace.
+    Paused,
+}
+
+/// An action that shares an exec with others.
+struct Shared<S> {
+    action: Arc<Action>,
+    delivery: Delivery<S>,
+    key: Key,
+}
+
+fn key_of<S>(action: &Action, delivery: &Delivery<S>) -> Key {
+    (action.id, delivery.properties.replays(), delivery.properties.attempt())
 }
 
 fn rfc3339(time: DateTime<Utc>) -> String {

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
-use crate::action::{Action, DecodeOptions};
+use crate::action::Glance;
 use crate::backoff::Backoff;
 use crate::broker::{
-    AmqpConsumer, AmqpPublisher, BrokerError, Consume as _, Delivery, Settle, Topology, connect,
+    AmqpConsumer, AmqpPublisher, AmqpSettle, BrokerError, Consume as _, Delivery, Topology, connect,
 };
 use crate::subprocess::RunCommand;
-use crate::worker::{Lanes, Pipeline};
+use crate::worker::Pipeline;
+use crate::worker::lanes::{Lanes, Work};
 
 /// How often the broker is asked for a sign of life.
 const CHECK_INTERVAL: Duration = Duration::from_secs(3);
@@ -33,8 +34,6 @@ pub struct ServiceOptions {
     pub concurrency: u16,
     /// How many deliveries are held at once.
     pub prefetch: u16,
-    /// The limit on decoded content, in bytes.
-    pub content_bytes_max: usize,
     /// How long what runs may go on after the first request to stop.
     pub grace: Duration,
 }
@@ -51,13 +50,12 @@ pub enum Stop {
 }
 
 /// A worker as it runs.
-pub struct Service<R> {
+pub struct Service<R: RunCommand> {
     options: ServiceOptions,
     pipeline: Arc<Pipeline<R, AmqpPublisher>>,
     abort: watch::Sender<bool>,
     stop: watch::Receiver<Stop>,
-    lanes: Lanes,
-    settled: Arc<Notify>,
+    lanes: Lanes<Turn<R>>,
     /// Whether this process has settled a delivery: until then a redelivered one may be what ended its predecessor.
     proven: bool,
 }
@@ -70,8 +68,8 @@ impl<R: RunCommand> Service<R> {
         abort: watch::Sender<bool>,
         stop: watch::Receiver<Stop>,
     ) -> Self {
-        let lanes = Lanes::new(options.concurrency.into());
-        Self { options, pipeline, abort, stop, lanes, settled: Arc::default(), proven: false }
+        let lanes = Lanes::new(Arc::new(Turn(pipeline.clone())), options.concurrency.into());
+        Self { options, pipeline, abort, stop, lanes, proven: false }
     }
 
     /// Consumes until told to stop; `Err` is what cannot get better by waiting, found before anything was consumed.
@@ -94,6 +92,7 @@ impl<R: RunCommand> Service<R> {
                     if !matches!(error, BrokerError::QueueGone) {
                         // The broker delivers again what has not begun.
                         self.lanes.forget_waiting();
+                        self.pipeline.take_back();
                     }
                     self.pipeline.distrust_broker();
                     if began.elapsed() > STEADY_TIME {
@@ -153,12 +152,12 @@ impl<R: RunCommand> Service<R> {
         let mut stop_check = self.stop.clone();
         let mut checks = interval(CHECK_INTERVAL);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let settled = self.settled.clone();
+        let pipeline = self.pipeline.clone();
         loop {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),
-                () = settled.notified(), if !self.proven => self.open_up(consumer).await?,
+                () = pipeline.settled().notified(), if !self.proven => self.open_up(consumer).await?,
                 next = consumer.next() => {
                     let delivery = next?;
                     if !self.proven && !delivery.redelivered {
@@ -166,7 +165,8 @@ impl<R: RunCommand> Service<R> {
                     } else if !self.proven {
                         warn!("the first delivery has been delivered before: taking one at a time until one is settled");
                     }
-                    self.take(delivery);
+                    let waiting = Waiting::new(delivery);
+                    self.lanes.push(waiting.decky.clone(), waiting);
                 }
                 _ = checks.tick() => tokio::select! {
                     checked = consumer.check() => checked?,
@@ -181,23 +181,10 @@ impl<R: RunCommand> Service<R> {
         consumer.open_up(self.options.prefetch).await
     }
 
-    fn take<S: Settle + Sync>(&mut self, delivery: Delivery<S>) {
-        let decode = DecodeOptions {
-            message_id: delivery.properties.message_id.as_deref(),
-            content_bytes_max: self.options.content_bytes_max,
-        };
-        let decoded = Action::decode(&delivery.body, decode);
-        let lane = decoded.as_ref().map(|action| action.executing_decky().to_string()).unwrap_or_default();
-        let (pipeline, settled) = (self.pipeline.clone(), self.settled.clone());
-        self.lanes.push(lane, async move {
-            pipeline.process(decoded, delivery).await;
-            settled.notify_one();
-        });
-    }
-
     /// Finishes what runs within the grace; after that, or when asked again, ends it on both sides.
     async fn drain(&mut self) {
         info!("stopping: finishing what runs");
+        self.pipeline.take_back();
         let mut stop = self.stop.clone();
         let finished = tokio::select! {
             finished = timeout(self.options.grace, self.lanes.finish()) => finished.is_ok(),
@@ -214,6 +201,47 @@ impl<R: RunCommand> Service<R> {
         if timeout(ABORT_TIME_MAX, self.lanes.finish()).await.is_err() {
             self.lanes.abort().await;
         }
+    }
+}
+
+/// The largest body that may wait for company, in bytes; a larger one gains nothing by it.
+const SHARED_BODY_BYTES_MAX: usize = 48 * 1024;
+/// How many actions share an exec at most, and how many bytes of bodies.
+const SHARED_ACTIONS_MAX: usize = 256;
+const SHARED_BYTES_MAX: usize = 1024 * 1024;
+
+/// A delivery in its lane. It is decoded when its turn comes, so that what waits is held once.
+struct Waiting {
+    decky: String,
+    may_share: bool,
+    delivery: Delivery<AmqpSettle>,
+}
+
+impl Waiting {
+    fn new(delivery: Delivery<AmqpSettle>) -> Self {
+        let glance = Glance::at(&delivery.body);
+        let may_share = matches!(glance.kind.as_str(), "file" | "edit" | "remove")
+            && delivery.body.len() <= SHARED_BODY_BYTES_MAX;
+        Self { decky: glance.executing_decky, may_share, delivery }
+    }
+}
+
+/// What the lanes are for.
+struct Turn<R>(Arc<Pipeline<R, AmqpPublisher>>);
+
+impl<R: RunCommand> Work for Turn<R> {
+    type Item = Waiting;
+
+    fn joins(&self, taken: &[Waiting], next: &Waiting) -> bool {
+        let bytes: usize = taken.iter().map(|waiting| waiting.delivery.body.len()).sum();
+        next.may_share
+            && taken.last().is_none_or(|waiting| waiting.may_share)
+            && taken.len() < SHARED_ACTIONS_MAX
+            && bytes + next.delivery.body.len() <= SHARED_BYTES_MAX
+    }
+
+    async fn work(&self, items: Vec<Waiting>) {
+        self.0.clone().process_all(items.into_iter().map(|waiting| waiting.delivery).collect()).await;
     }
 }
 

@@ -19,25 +19,36 @@ pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// A client program that keeps a record of its calls and misbehaves when a file tells it to.
 ///
-/// The files: `slow` holds seconds a call takes; while `hang` is there no call ends; `poison` holds
+/// Of a batch it takes the path of each line. The files: `slow` holds seconds a call takes; while `hang` is there no call ends; `poison` holds
 /// the path whose call kills its worker; `engine-stopped` and `container-stopped` (which holds the
 /// container's name) fail as docker does.
 const CLIENT: &str = r#"#!/bin/sh
 cd 'FOLDER' || exit 1
 for p; do :; done
-case $p in /m/*) ;; *) printf gone; exit 0 ;; esac
+case $p in /m/* | *'while read -r l'*) ;; *) printf gone; exit 0 ;; esac
 if [ -e engine-stopped ]; then
     echo 'Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?' >&2
     exit 1
 fi
 if [ -e container-stopped ] && read -r c <container-stopped; then
-    case " $* " in *" $c "*) echo "Error response from daemon: Container $c is not running" >&2; exit 1 ;; esac
+    case " $* " in *" $c "*) echo 'refused /m/' >>record; echo "Error response from daemon: Container $c is not running" >&2; exit 1 ;; esac
 fi
+act() {
 printf 'begin %s\n' "$p" >>record
 if [ -e poison ] && read -r bad <poison && [ "$p" = "$bad" ]; then kill -9 "$PPID"; exit 1; fi
 if [ -e slow ] && read -r seconds <slow; then sleep "$seconds"; fi
 while [ -e hang ]; do sleep 0.05; done
 printf 'end %s\n' "$p" >>record
+}
+case $p in /m/*) act; exit ;; esac
+read -r c
+i=0
+while read -r l; do
+    p=${l#*\'} p=${p%\'}
+    act
+    printf '\n%s %s 0\n' "$c" $i
+    i=$((i + 1))
+done
 "#;
 
 /// The scripted engine.

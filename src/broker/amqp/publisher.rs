@@ -89,8 +89,11 @@ impl AmqpPublisher {
             }
             state.declared = true;
         }
-        let channel = answer("open a channel", connection.create_channel()).await?;
-        state.connection = Some(connection);
+        let channel = answer("open a channel", connection.create_channel()).await;
+        if channel.is_ok() || connection.status().blocked() {
+            state.connection = Some(connection);
+        }
+        let channel = channel?;
         drop(state);
         answer("turn confirms on", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(channel)
@@ -136,7 +139,14 @@ impl Publish for AmqpPublisher {
     }
 
     async fn publish(&self, publication: Publication<'_>) -> Result<(), PublishError> {
-        let channel = self.channel().await.map_err(|error| PublishError::Failed(error.to_string()))?;
+        let channel = match self.channel().await {
+            Ok(channel) => channel,
+            // A broker that holds publishers back opens no channel for them either.
+            Err(_) if self.state.lock().await.is_blocked() => {
+                return Err(PublishError::Blocked(ANSWER_TIME_MAX.as_secs()));
+            }
+            Err(error) => return Err(PublishError::Failed(error.to_string())),
+        };
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let properties = convert::properties_to(publication.properties);
         let published = timeout(ANSWER_TIME_MAX, async {

@@ -1,15 +1,14 @@
 //! What a dead letter tells of itself.
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::hash::{BuildHasher as _, RandomState};
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::DeadLetter;
+use crate::action::Glance;
 use crate::broker::{Death, HEADER_ATTEMPT, HEADER_FIRST_SEEN, HEADER_REPLAYS, HeaderValue, Properties};
 use crate::cli::input::with_fields;
 use crate::cli::output::plain;
@@ -34,26 +33,11 @@ pub struct Letter {
     pub action_id: String,
 }
 
-/// The fields of an action that a table shows; whatever else it holds is skipped.
-#[derive(Debug, Default, Deserialize)]
-struct Glance<'a> {
-    #[serde(borrow, default)]
-    kind: Cow<'a, str>,
-    #[serde(borrow, default)]
-    src_name: Cow<'a, str>,
-    #[serde(borrow, default)]
-    dst_name: Cow<'a, str>,
-    #[serde(borrow, default)]
-    path: Cow<'a, str>,
-    #[serde(borrow, default)]
-    action_id: Cow<'a, str>,
-}
-
 impl Letter {
     pub const HEAD: [&str; 8] = ["WHEN", "REASON", "CLASS", "KIND", "DECKY", "PATH", "ATTEMPTS", "ACTION ID"];
 
     pub fn of(delivery: &DeadLetter) -> Self {
-        let glance: Glance<'_> = serde_json::from_slice(&delivery.body).unwrap_or_default();
+        let glance = Glance::at(&delivery.body);
         let properties = &delivery.properties;
         let text =
             |name: &str| ours(properties, name).and_then(HeaderValue::as_text).unwrap_or_default().to_owned();
@@ -69,20 +53,19 @@ impl Letter {
             Some(HeaderValue::Integer(attempts)) => Some(*attempts),
             _ => None,
         };
-        let executing = if glance.kind == "traffic" { glance.src_name } else { glance.dst_name };
         let id = if glance.action_id.is_empty() {
             properties.message_id.clone().unwrap_or_default()
         } else {
-            glance.action_id.into_owned()
+            glance.action_id
         };
         Self {
             died_at,
             reason,
             class: text("class"),
             message,
-            kind: glance.kind.into_owned(),
-            decky: executing.into_owned(),
-            path: glance.path.into_owned(),
+            kind: glance.kind,
+            decky: glance.executing_decky,
+            path: glance.path,
             attempts,
             replays: properties.replays(),
             action_id: id,

@@ -1,0 +1,350 @@
+//! Several changes by one exec: each comes to what it would have come to alone.
+
+mod support;
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use chrono::Utc;
+use deckswain::action::{Action, DecodeOptions};
+use deckswain::driver::{Done, Driver, DriverOptions, can_share};
+use deckswain::result::{ContainerProcess, FailureClass};
+use deckswain::subprocess::HostCommands;
+use serde_json::{Value, json};
+use support::faults::Cell;
+use support::{OwnDecky, Peer, WorkerProcess, alpha, docker, file, fresh_directory, inside, with};
+use uuid::Uuid;
+
+fn driver(timeout: &str) -> Driver<HostCommands> {
+    let time_max = humantime::parse_duration(timeout).unwrap();
+    Driver::new(
+        DriverOptions { container_cli: "docker".to_owned(), container_suffix: "-ssh".to_owned(), time_max },
+        HostCommands,
+    )
+}
+
+fn decoded(actions: &[Value]) -> Vec<Action> {
+    let decode = |action: &Value| {
+        let id = Uuid::new_v4().to_string();
+        let options = DecodeOptions { message_id: Some(&id), content_bytes_max: 1 << 20 };
+        Action::decode(action.to_string().as_bytes(), options).unwrap()
+    };
+    actions.iter().map(decode).collect()
+}
+
+async fn batched(driver: &Driver<HostCommands>, actions: &[Action]) -> Vec<Done> {
+    let mut done = Vec::new();
+    let actions: Vec<&Action> = actions.iter().collect();
+    driver.perform_batch(&actions, Utc::now(), |_| true, |ended| done.push(ended)).await.unwrap();
+    done.sort_by_key(|ended| ended.index);
+    assert_eq!(
+        done.iter().map(|ended| ended.index).collect::<Vec<_>>(),
+        (0..actions.len()).collect::<Vec<_>>()
+    );
+    done
+}
+
+/// Plants of all sorts into `directory`, some of which fail.
+fn mixed(decky: &str, directory: &str) -> Vec<Value> {
+    let at = |name: &str| file(decky, &format!("{directory}/{name}"));
+    let every_byte: Vec<u8> = (0..=255).collect();
+    let base64 = deckswain::result::base64_text(&every_byte);
+    let edit = |name: &str, previous: &str, expect: bool| {
+        with(
+            at(name),
+            json!({"kind": "edit", "persona": "alice", "content_class": "todo", "previous_body": previous,
+                "synthetic_file_uuid": "f-1", "expect_previous": expect, "issued_at": "2026-01-01T00:00:00Z",
+                "action_id": "00000000-0000-4000-8000-000000000009"}),
+        )
+    };
+    vec![
+        with(at("plain"), json!({"content": "a\nb\\n'c' $(id) `id` \"d\"\n\n"})),
+        with(at("bytes"), json!({"content_bytes": base64})),
+        with(at("empty"), json!({"content": ""})),
+        with(at("a b/ü Á 'q' \\ $x/deep"), json!({"content": "x", "owner": "alice:alice", "mode": "0600"})),
+        with(at("old"), json!({"content": "x", "mtime": "2026-04-17T18:05:00+02:00", "mode": "0777"})),
+        with(at("nobody's"), json!({"content": "x", "owner": "no-such-user"})),
+        with(at("new/nobody's"), json!({"content": "x", "owner": "no-such-user"})),
+        with(at("plain/below"), json!({"content": "x"})),
+        with(at("folder"), json!({"content": "x"})),
+        with(at("link"), json!({"content": "through?"})),
+        edit("plain", "- [ ] a\n", true),
+        edit("todo", "- [ ] a\n", true),
+        edit("unseen", "- [ ] a\n", false),
+        with(at("bytes"), json!({"kind": "remove"})),
+        with(at("folder"), json!({"kind": "remove"})),
+        with(at("none"), json!({"kind": "remove"})),
+    ]
+}
+
+fn prepared(decky: &str) -> String {
+    let directory = fresh_directory(decky);
+    let set_up = "mkdir folder; ln -s folder link; printf -- '- [ ] a\\n' >todo";
+    inside(decky, &["sh", "-c", &format!("cd {directory} && {set_up}")]);
+    directory
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_leaves_and_reports_what_the_same_actions_do_alone() {
+    let decky = OwnDecky::start();
+    let driver = driver("8s");
+    let (alone, together) = (prepared(&decky.name), prepared(&decky.name));
+    let mut outcomes = Vec::new();
+    for action in decoded(&mixed(&decky.name, &alone)) {
+        outcomes.push(driver.perform(&action, Utc::now()).await.unwrap());
+    }
+    let actions = decoded(&mixed(&decky.name, &together));
+    assert!(actions.iter().all(can_share));
+    let done = batched(&driver, &actions).await;
+    for (one, other) in outcomes.iter().zip(&done) {
+        let payload = one.payload.to_string().replace(&alone, &together);
+        // The shell counts its lines, and a script of one plant has others than that of a batch.
+        let plain = |text: &str| {
+            text.split(": ").filter(|word| !word.starts_with("line ")).collect::<Vec<_>>().join(": ")
+        };
+        assert_eq!(plain(&payload), plain(&other.outcome.payload.to_string()));
+        assert_eq!(one.content_sha256, other.outcome.content_sha256);
+        let class =
+            |failure: &Option<deckswain::result::Failure>| failure.as_ref().map(|failure| failure.class);
+        assert_eq!(class(&one.failure), class(&other.outcome.failure), "{}", other.outcome.payload);
+    }
+    assert!(done.iter().filter(|ended| ended.outcome.failure.is_some()).count() >= 5);
+    let listed = |directory: &str| {
+        let list = "find . ! -name . -printf '%p %y %m %u %g %s %T@ %l\\n' | grep -v '^./folder d' | sort; find . -type f | sort | xargs -d '\\n' sha256sum";
+        let text =
+            String::from_utf8(inside(&decky.name, &["sh", "-c", &format!("cd {directory} && {list}")]))
+                .unwrap();
+        // The time of what has no mtime of its own is the time of its plant.
+        let fields = |line: &str| {
+            line.rsplit_once(' ').map_or(line.to_owned(), |(head, link)| {
+                let (rest, time) = head.rsplit_once(' ').unwrap_or((head, ""));
+                format!("{rest} {} {link}", if time.starts_with("1776") { time } else { "" })
+            })
+        };
+        text.lines().map(fields).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(&alone), listed(&together));
+    assert!(listed(&together).iter().all(|line| !line.contains("sed")), "nothing is left behind");
+    assert_eq!(decky.processes(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_hangs_is_ended_on_both_sides_and_the_rest_go_on() {
+    let decky = OwnDecky::start();
+    let directory = fresh_directory(&decky.name);
+    // The owner of one plant makes chown hang.
+    let put = "mv /usr/bin/chown /usr/bin/chown.real; printf '#!/bin/sh\\ncase $2 in games) sleep 600 ;; *) exec chown.real \"$@\" ;; esac\\n' \
+               >/usr/bin/chown; chmod +x /usr/bin/chown";
+    inside(&decky.name, &["sh", "-c", put]);
+    let actions: Vec<Value> = (0..6)
+        .map(|n| {
+            let owner = if n == 2 || n == 4 { "games" } else { "alice" };
+            with(file(&decky.name, &format!("{directory}/f{n}")), json!({"content": "x", "owner": owner}))
+        })
+        .collect();
+    let done = batched(&driver("2s"), &decoded(&actions)).await;
+    for ended in &done {
+        let class = ended.outcome.failure.as_ref().map(|failure| failure.class);
+        if ended.index == 2 || ended.index == 4 {
+            assert_eq!(class, Some(FailureClass::Timeout));
+            assert_eq!(ended.outcome.payload["rc"], 124);
+            assert_eq!(ended.outcome.container_process, Some(ContainerProcess::Gone));
+        } else {
+            assert_eq!(class, None, "{}", ended.outcome.payload);
+        }
+    }
+    let left = String::from_utf8(inside(&decky.name, &["ls", "-A", &directory])).unwrap();
+    assert_eq!(left.split_whitespace().collect::<Vec<_>>(), ["f0", "f1", "f3", "f5"]);
+    assert_eq!(decky.processes(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_breaks_the_framing_costs_only_its_own_decky_and_each_action_still_has_its_outcome() {
+    let decky = OwnDecky::start();
+    let directory = fresh_directory(&decky.name);
+    // A chmod that kills the shell it runs under, once in three calls.
+    let put = "mv /usr/bin/chmod /usr/bin/chmod.real; printf '#!/bin/sh\\necho 0123456789abcdef 0 0\\necho x >>/srv/calls\\n\
+               [ $(($(wc -l </srv/calls) %% 3)) != 0 ] || kill -9 $(ps -o ppid= -p $PPID 2>/dev/null || cut -d\" \" -f4 /proc/$PPID/stat)\\n\
+               exec chmod.real \"$@\"\\n' >/usr/bin/chmod; chmod.real +x /usr/bin/chmod";
+    inside(&decky.name, &["sh", "-c", put]);
+    let actions: Vec<Value> = (0..7)
+        .map(|n| with(file(&decky.name, &format!("{directory}/f{n}")), json!({"content": "x"})))
+        .collect();
+    let done = batched(&driver("8s"), &decoded(&actions)).await;
+    assert_eq!(done.len(), 7);
+    assert!(done.iter().filter(|ended| ended.outcome.failure.is_none()).count() >= 4);
+    assert_eq!(decky.processes(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_container_all_of_a_batch_fail_as_they_would_alone() {
+    let stopped = support::part("DECKSWAIN_TEST_STOPPED");
+    let actions = decoded(&[
+        file(&stopped, "/srv/a"),
+        file(&stopped, "/srv/b"),
+        with(file(&stopped, "/srv/c"), json!({"kind": "remove"})),
+    ]);
+    let alone = driver("8s").perform(&actions[1], Utc::now()).await.unwrap();
+    let done = batched(&driver("8s"), &actions).await;
+    assert!(done.iter().all(|ended| ended.outcome.failure == alone.failure));
+    assert_eq!(done[1].outcome.payload, alone.payload);
+}
+
+/// The same script, run by each shell on this host.
+#[test]
+fn the_script_works_in_dash_bash_and_busybox() {
+    for shell in [&["dash"][..], &["bash", "--posix"], &["bash"], &["busybox", "sh"]] {
+        let folder = tempfile::tempdir().unwrap();
+        let calls = folder.path().join("calls");
+        // A client that runs what it is given to run inside, here.
+        let client = folder.path().join("client");
+        let script = format!(
+            "#!/bin/sh\necho x >>{}\nwhile [ \"$1\" != sh ]; do shift; done\nshift\nexec {} \"$@\"\n",
+            calls.display(),
+            shell.join(" ")
+        );
+        std::fs::write(&client, script).unwrap();
+        assert!(Command::new("chmod").arg("+x").arg(&client).status().unwrap().success());
+        let time_max = std::time::Duration::from_secs(20);
+        let container_cli = client.to_str().unwrap().to_owned();
+        let options = DriverOptions { container_cli, container_suffix: "-ssh".to_owned(), time_max };
+        let driver = Driver::new(options, HostCommands);
+        let directory = folder.path().join("in");
+        let every_byte: Vec<u8> = (0..=255).cycle().take(20_000).collect();
+        let action = |name: &str, fields: Value| {
+            with(file("web-01", &format!("{}/{name}", directory.display())), fields)
+        };
+        let base64 = deckswain::result::base64_text(&every_byte);
+        let actions = decoded(&[
+            action("Á b/bytes", json!({"content_bytes": base64, "mode": "0601"})),
+            action("text", json!({"content": "a\\nb\n'c'\r\n\t$x", "mtime": "2026-04-17T18:05:00+02:00"})),
+            action("text/below", json!({"content": "x"})),
+        ]);
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let done = runtime.block_on(batched(&driver, &actions));
+        assert_eq!(done[0].outcome.failure, None, "{shell:?}: {}", done[0].outcome.payload);
+        assert_eq!(done[1].outcome.failure, None, "{shell:?}: {}", done[1].outcome.payload);
+        assert!(done[2].outcome.failure.is_some(), "{shell:?}");
+        assert_eq!(std::fs::read(directory.join("Á b/bytes")).unwrap(), every_byte, "{shell:?}");
+        assert_eq!(std::fs::read(directory.join("text")).unwrap(), b"a\\nb\n'c'\r\n\t$x", "{shell:?}");
+        let look = Command::new("stat").args(["-c", "%a %Y"]).arg(directory.join("text")).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&look.stdout).trim(), "644 1776441900", "{shell:?}");
+        assert_eq!(std::fs::read_to_string(&calls).unwrap().lines().count(), 1, "one exec");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_not_to_go_on_begins_no_more_and_tells_of_what_it_did() {
+    let decky = support::alpha();
+    let directory = fresh_directory(&decky);
+    let actions: Vec<Value> = (0..50).map(|n| file(&decky, &format!("{directory}/f{n:02}"))).collect();
+    let actions = decoded(&actions);
+    let actions: Vec<&Action> = actions.iter().collect();
+    let told = AtomicUsize::new(0);
+    let go_on = |_: &Action| told.load(Ordering::Relaxed) < 5;
+    let done = |ended: Done| {
+        assert_eq!((ended.index, ended.outcome.failure), (told.fetch_add(1, Ordering::Relaxed), None));
+    };
+    driver("8s").perform_batch(&actions, Utc::now(), go_on, done).await.unwrap();
+    let told = told.into_inner();
+    assert!((5..=10).contains(&told), "{told}");
+    let left = String::from_utf8(inside(&decky, &["ls", "-A", &directory])).unwrap();
+    assert_eq!(left.lines().count(), told, "what was done was told of");
+}
+
+/// A client that keeps count of its execs.
+fn counting_client(folder: &Path) -> String {
+    let client = folder.join("client");
+    let script = format!(
+        "#!/bin/sh\necho \"$*\" | head -c 300 | tr '\\n' ' ' >>{0}/calls; echo >>{0}/calls\nexec docker \"$@\"\n",
+        folder.display()
+    );
+    std::fs::write(&client, script).unwrap();
+    assert!(Command::new("chmod").arg("+x").arg(&client).status().unwrap().success());
+    client.to_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_costs_few_execs_keeps_its_order_and_one_that_waits_alone_runs_alone() {
+    let peer = Peer::connect().await;
+    let folder = tempfile::tempdir().unwrap();
+    let client = counting_client(folder.path());
+    assert_eq!(WorkerProcess::start(&peer.prefix, &[]).stop(), 0);
+    let directory = fresh_directory(&alpha());
+    let mut results = peer.bind_results("#").await;
+    for n in 0..300 {
+        // The last of each path is what stays.
+        let path = format!("{directory}/f{}", n % 10);
+        peer.submit(with(file(&alpha(), &path), json!({"content": format!("{n}\n")}))).await;
+    }
+    let worker = WorkerProcess::start(&peer.prefix, &["--container-cli", &client]);
+    let mut seen = HashSet::new();
+    while seen.len() < 300 {
+        let result = results.next_json().await;
+        assert_eq!(result["success"], true, "{result}");
+        assert!(seen.insert(result["action_id"].as_str().unwrap().to_owned()), "each once");
+    }
+    let held = String::from_utf8(inside(&alpha(), &["sh", "-c", &format!("cat {directory}/f*")])).unwrap();
+    assert_eq!(
+        held.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>(),
+        (290..300).map(|n| n.to_string()).collect::<Vec<_>>()
+    );
+    let calls = || std::fs::read_to_string(folder.path().join("calls")).unwrap();
+    let execs = calls().lines().count();
+    assert!(execs <= 40, "{execs} execs for 300 plants");
+    peer.submit(file(&alpha(), &format!("{directory}/alone"))).await;
+    assert_eq!(results.next_json().await["success"], true);
+    assert_eq!(calls().lines().count(), execs + 1);
+    assert_eq!(peer.count("actions").await, 0);
+    assert_eq!(worker.stop(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_action_on_the_same_path_does_not_overtake_one_that_is_tried_again() {
+    let peer = Peer::connect().await;
+    let decky = OwnDecky::start();
+    let mut worker = WorkerProcess::start(&peer.prefix, &["--retry-delays", "2s"]);
+    let mut results = peer.bind_results("#").await;
+    let note = |n: usize| with(file(&decky.name, "/srv/note"), json!({"content": n.to_string()}));
+    docker(&["stop", "-t", "0", &decky.container()]);
+    let mut ids = vec![peer.submit(note(1)).await];
+    worker.wait_for_line("failed: ");
+    docker(&["start", &decky.container()]);
+    for n in 2..5 {
+        ids.push(peer.submit(note(n)).await);
+    }
+    let elsewhere = peer.submit(file(&decky.name, "/srv/other")).await;
+    let mut order = Vec::new();
+    while order.len() < 5 {
+        let result = results.next_json().await;
+        assert_eq!(result["success"], true, "{result}");
+        order.push(result["action_id"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(order.remove(0), elsewhere, "another path waits for nothing");
+    assert_eq!(order[0], ids[0]);
+    assert_eq!(inside(&decky.name, &["cat", "/srv/note"]), b"4");
+    assert_eq!(worker.stop(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decky_that_is_gone_is_left_in_peace_and_found_again() {
+    let mut cell = Cell::new("batches: breaker");
+    cell.deckies = 1;
+    cell.engine.set("container-stopped", "web-00-ssh");
+    let mut worker = cell.worker(&["--retry-delays", "500ms", "--max-attempts", "1000"]);
+    // One by one, so that none is spared an exec by sharing it.
+    for _ in 0..30 {
+        cell.publish(1).await;
+    }
+    worker.wait_for_line("left in peace for 4 s");
+    // Each of 30 actions has been due several times by now; three failures and a probe a pause were tried.
+    let tried = cell.engine.calls("refused").values().sum::<usize>();
+    assert!(tried <= 12, "{tried}");
+    cell.engine.clear("container-stopped");
+    worker.wait_for_line("works again");
+    cell.engine.wait_for("end", 30).await;
+    let verdict = cell.end(vec![worker]).await;
+    assert!(verdict.run_twice == 0 && verdict.dead.is_empty());
+}
