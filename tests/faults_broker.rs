@@ -84,9 +84,9 @@ async fn nothing_is_lost_under_a_memory_alarm() {
 async fn what_runs_is_answered_though_its_queue_was_deleted_and_declared_again() {
     let mut cell = Cell::new("broker: the actions queue deleted");
     let mut worker = cell.worker(&["--concurrency", "50", "--memory", "4GiB"]);
-    for _ in 0..ACTIONS / 100 {
+    for _ in 0..ACTIONS / 50 {
         cell.engine.set("hang", "");
-        cell.publish(100).await;
+        cell.publish(50).await;
         cell.engine.wait_for("begin", 8).await;
         // What lies in a queue is deleted with it; what the worker holds is not.
         cell.wait_for_count("actions", |ready| ready == 0).await;
