@@ -33,7 +33,7 @@ pub struct AmqpPublisher {
 
 #[derive(Default)]
 struct State {
-    connection: Option<Connection>,
+    connection: Option<Arc<Connection>>,
     idle: Vec<Channel>,
     declared: bool,
 }
@@ -79,7 +79,7 @@ impl AmqpPublisher {
             Some(connection) => connection,
             None => {
                 state.declared = false;
-                open(&self.url, "deckswain publish").await?
+                Arc::new(open(&self.url, "deckswain publish").await?)
             }
         };
         // Whatever fails here, the connection is kept only if it has answered all of it.
@@ -89,12 +89,16 @@ impl AmqpPublisher {
             }
             state.declared = true;
         }
-        let channel = answer("open a channel", connection.create_channel()).await;
-        if channel.is_ok() || connection.status().blocked() {
-            state.connection = Some(connection);
-        }
-        let channel = channel?;
+        state.connection = Some(connection.clone());
+        // Under an alarm this is not answered, and those who wait beside must not wait one after the other.
         drop(state);
+        let channel = match answer("open a channel", connection.create_channel()).await {
+            Ok(channel) => channel,
+            Err(error) => {
+                self.distrust();
+                return Err(error);
+            }
+        };
         answer("turn confirms on", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(channel)
     }
