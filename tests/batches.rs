@@ -14,6 +14,7 @@ use deckswain::result::{ContainerProcess, FailureClass};
 use deckswain::subprocess::HostCommands;
 use serde_json::{Value, json};
 use support::faults::Cell;
+use support::tool::{text, tool_fed};
 use support::{OwnDecky, Peer, WorkerProcess, alpha, docker, file, fresh_directory, inside, with};
 use uuid::Uuid;
 
@@ -333,7 +334,8 @@ async fn a_decky_that_is_gone_is_left_in_peace_and_found_again() {
     let mut cell = Cell::new("batches: breaker");
     cell.deckies = 1;
     cell.engine.set("container-stopped", "web-00-ssh");
-    let mut worker = cell.worker(&["--retry-delays", "500ms", "--max-attempts", "1000"]);
+    let mut worker =
+        cell.worker(&["--retry-delays", "500ms", "--max-attempts", "1000", "--deny-path", "/denied"]);
     // One by one, so that none is spared an exec by sharing it.
     for _ in 0..30 {
         cell.publish(1).await;
@@ -342,9 +344,15 @@ async fn a_decky_that_is_gone_is_left_in_peace_and_found_again() {
     // Each of 30 actions has been due several times by now; three failures and a probe a pause were tried.
     let tried = cell.engine.calls("refused").values().sum::<usize>();
     assert!(tried <= 12, "{tried}");
+    let denied = with(file("web-00", "/denied"), json!({"kind": "remove"}));
+    let refused = tool_fed(&cell, &["submit", "--wait"], &denied.to_string());
+    assert!(
+        text(&refused.stdout).contains(r#""class":"refused""#),
+        "at once, though the decky is left in peace"
+    );
     cell.engine.clear("container-stopped");
     worker.wait_for_line("works again");
     cell.engine.wait_for("end", 30).await;
     let verdict = cell.end(vec![worker]).await;
-    assert!(verdict.run_twice == 0 && verdict.dead.is_empty());
+    assert!(verdict.run_twice == 0 && verdict.dead.len() == 1);
 }

@@ -92,6 +92,12 @@ impl DeckyPath {
 }
 
 impl FileMode {
+    /// The permission bits.
+    #[must_use]
+    pub fn bits(self) -> u16 {
+        self.0
+    }
+
     /// Reads an octal string of one to four digits; `Err` says what was expected.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         let digits = if text.len() == 4 { text.strip_prefix('0') } else { Some(text) };

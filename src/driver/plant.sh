@@ -1,6 +1,6 @@
 p() {
-    f=$1 d=$2 t=$3 mode=$4 owner=$5 stamp=$6 old=$7
-    shift 7
+    f=$1 d=$2 t=$3 mask=$4 mode=$5 owner=$6 stamp=$7 old=$8
+    shift 8
     if [ -n "$old" ]; then
         h=
         [ -f "$f" ] && [ ! -h "$f" ] && h=$(sha256sum <"$f" | cut -c1-64)
@@ -9,18 +9,20 @@ p() {
     n=$d m=
     while [ ! -e "$n" ] && [ ! -h "$n" ]; do m=$n; n=${n%/*}; [ -n "$n" ] || n=/; done
     [ -d "$d" ] || mkdir -p -- "$d" || u
+    set -C
+    umask "$mask"
     if [ -n "$1" ]; then
-        (umask 077; set -C; base64 -d >"$t") || u
+        base64 -d >"$t" || u
         [ $(wc -c <"$t") -eq "$1" ] || { echo 'short write' >&2; (exit 74); u; }
     else
-        (umask 077; set -C; printf %b "$2" >"$t") || u
+        printf %b "$2" >"$t" || u
     fi
     if [ -n "$owner" ]; then
         chown -- "$owner" "$t" || u
         n=$d
         while [ -n "$m" ]; do chown -- "$owner" "$n" || u; [ "$n" = "$m" ] && break; n=${n%/*}; done
     fi
-    chmod "$mode" "$t" || u
+    [ -z "$mode" ] || chmod "$mode" "$t" || u
     [ -z "$stamp" ] || TZ=UTC0 touch -t "$stamp" "$t" || u
     [ -h "$f" ] && [ -d "$f" ] && rm -f -- "$f"
     [ ! -d "$f" ] || { echo 'Is a directory' >&2; (exit 1); u; }

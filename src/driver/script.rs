@@ -65,12 +65,17 @@ impl Plant<'_> {
         let owner = self.look.owner.as_ref().map(|owner| owner.as_str()).unwrap_or_default();
         let stamp = self.look.mtime.map(|mtime| mtime.format("%Y%m%d%H%M.%S").to_string());
         let expected = self.expected_sha256.unwrap_or_default();
+        // A new file has at most 0666 less the mask: that alone makes most modes, and saves a process.
+        let bits = self.look.mode.bits();
+        let (mask, mode) = match bits & 0o111 == 0 && bits & 0o400 != 0 {
+            true => (0o777 & !bits, String::new()),
+            false => (0o077, self.look.mode.to_string()),
+        };
         format!(
-            "p {} {} {} {} {} '{}' '{expected}'",
+            "p {} {} {} {mask:04o} '{mode}' {} '{}' '{expected}'",
             quote(self.path),
             quote(self.directory),
             quote(&self.temporary()),
-            self.look.mode,
             quote(owner),
             stamp.unwrap_or_default(),
         )

@@ -145,6 +145,11 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
 
     /// Why the action cannot be tried now, if it cannot.
     fn hindrance<S>(&self, action: &Action, delivery: &Delivery<S>) -> Option<Hindrance> {
+        // What is not to be run at all has its answer at once.
+        let is_over = action.expires_at.is_some_and(|expires_at| expires_at <= Utc::now());
+        if is_over || self.policy.refusal(action).is_some() {
+            return None;
+        }
         let now = Instant::now();
         if let Err(attempt) = self.order.is_next(action, now) {
             return Some(Hindrance::Behind(attempt));
