@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-rabbitmq4 soak clean
+.PHONY: help demo up down test test-rabbitmq4 soak bench clean
 
 help:
 	@echo "make demo   watch actions travel from a broker into two deckies, and back"
@@ -7,6 +7,7 @@ help:
 	@echo "make test   run the whole suite against a private broker and real deckies"
 	@echo "make soak   ten minutes of random faults under load, with a report (SECONDS=600)"
 	@echo "make test-rabbitmq4   the tests that concern the broker, against RabbitMQ 4; needs root"
+	@echo "make bench  measure it beside what one would use instead; ROUNDS=5"
 	@echo "make clean  remove what was built"
 
 demo:
@@ -26,6 +27,9 @@ test-rabbitmq4:
 
 soak:
 	@scripts/soak $(SECONDS)
+
+bench:
+	@scripts/bench $(ROUNDS)
 
 clean:
 	@scripts/engine wipe
