@@ -11,7 +11,7 @@ const FAILURES_MAX: u32 = 3;
 /// For how long at first; twice as long after each attempt that fails again.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 /// The longest pause: a decky that is back is found within this.
-const PAUSE_MAX: Duration = Duration::from_secs(15);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// How many deckies are kept in mind; beyond that all of them get a fresh start.
 const DECKIES_MAX: usize = 10_000;
