@@ -5,14 +5,18 @@ mod topology;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
 pub use amqp::{
-    AmqpConsumer, AmqpPublisher, AmqpSettle, BrokerAddress, Lacking, Permission, QueueWalk, ResultsTap,
-    State, connect, inspect, lacking,
+    AmqpConsumer, AmqpPublisher, AmqpSettle, BrokerAddress, Depth, Lacking, Permission, QueueWalk,
+    ResultsTap, State, inspect, lacking,
 };
-pub use topology::{Argument, Queue, RETRY_DELAYS, Topology};
+pub use topology::HEADER_DELAY;
+pub use topology::{
+    Argument, Binding, Exchange, ExchangeType, Layout, Queue, RETRY_DELAYS, RetryRoute, Topology,
+};
 
 /// Counts the attempts at an action, from 1.
 pub const HEADER_ATTEMPT: &str = "x-deckswain-attempt";
@@ -131,6 +135,14 @@ pub struct Delivery<S> {
     pub settle: S,
 }
 
+impl<S> Delivery<S> {
+    /// Whether somebody may have worked on it before.
+    #[must_use]
+    pub fn is_repeat(&self) -> bool {
+        self.redelivered || self.properties.attempt() > 1
+    }
+}
+
 /// A message to be published, persistent and mandatory.
 #[derive(Debug, Clone)]
 pub struct Publication<'a> {
@@ -201,8 +213,29 @@ pub trait Publish: Send + Sync + 'static {
     fn distrust(&self);
 }
 
+/// Tells of a consumer whether it holds as many deliveries as it may.
+#[derive(Clone)]
+pub struct Crowd(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl Crowd {
+    /// One that asks `is_full`.
+    pub fn new(is_full: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(is_full))
+    }
+
+    /// Whether it is so now.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        (self.0)()
+    }
+}
+
 /// The seam on which a delivery ends.
-pub trait Settle: Send + 'static {
+pub trait Settle: Send + Sync + 'static {
+    /// Whether the delivery may still be begun: what was lost or given up is delivered again, perhaps to others.
+    fn is_current(&self) -> bool;
+    /// Whether the consumer holds as many deliveries as it may, so that others may wait with the broker.
+    fn crowd(&self) -> Crowd;
     /// Tells the broker that it may forget the message.
     fn ack(self) -> impl Future<Output = Result<(), BrokerError>> + Send;
 }

@@ -5,6 +5,7 @@ mod change;
 mod end;
 mod engine;
 mod fleet;
+mod residents;
 mod script;
 
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tokio::sync::watch;
 use crate::action::{Action, DeckyName, Read, Task, Traffic};
 use crate::result::{ContainerProcess, Failure, FailureClass, Outcome, base64_text};
 use crate::subprocess::{CommandLine, Ended, RunCommand};
-pub use batch::{Done, can_share};
+pub use batch::{Batch, Next, can_share};
 use change::Change;
 use end::Mark;
 pub use engine::engine_hint;
@@ -43,14 +44,25 @@ pub struct DriverOptions {
     pub container_suffix: String,
     /// The time limit of one action.
     pub time_max: Duration,
+    /// Common to all workers that share their deckies: by it one finds what another left running there.
+    pub fleet: String,
 }
 
 /// Performs actions through the engine's client program.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Driver<R> {
     options: DriverOptions,
     commands: R,
     abort: Option<watch::Receiver<bool>>,
+}
+
+/// The occasion on which an action is performed.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt {
+    /// The time.
+    pub now: DateTime<Utc>,
+    /// Whether the action may have been performed before without its result being known.
+    pub is_repeat: bool,
 }
 
 /// The action was cut short because the program stops; both of its sides have been ended.
@@ -110,29 +122,40 @@ impl<R: RunCommand> Driver<R> {
         std::future::pending().await
     }
 
-    /// Performs one action, at the instant `now`; every failure is part of the outcome.
+    /// Performs one action; every failure is part of the outcome.
     ///
     /// `Err` means that the program stops at once and the action is to go back to where it came from.
-    pub async fn perform(&self, action: &Action, now: DateTime<Utc>) -> Result<Outcome, Aborted> {
-        if action.expires_at.is_some_and(|expires_at| expires_at <= now) {
+    pub async fn perform(&self, action: &Action, attempt: Attempt) -> Result<Outcome, Aborted> {
+        if action.expires_at.is_some_and(|expires_at| expires_at <= attempt.now) {
             let failure = Failure::new(FailureClass::Expired, "the action came after its expires_at");
             return Ok(Outcome::not_run(action, failure));
         }
         match &action.task {
             Task::Traffic(traffic) => self.traffic(action, traffic).await,
             Task::Read(read) => self.read(action, read).await,
-            Task::File(_) | Task::Edit(_) | Task::Remove(_) => match Change::of(action, now) {
+            Task::File(_) | Task::Edit(_) | Task::Remove(_) => match Change::of(action, attempt) {
                 Ok(change) => Ok(change.outcome(action, self.change(action, &change).await?)),
                 Err(outcome) => Ok(outcome),
             },
         }
     }
 
-    async fn change(&self, action: &Action, change: &Change<'_>) -> Result<Run, Aborted> {
-        let mark = Mark::draw();
-        match change.plant(mark.as_str()) {
+    /// Ends whatever a worker of the same fleet left running in the decky.
+    pub async fn clear(&self, decky: &DeckyName) {
+        let container = format!("{decky}{}", self.options.container_suffix);
+        let mark = Mark::common(&self.options.fleet, decky);
+        end::end_inside(&self.commands, &self.options, &container, "sh", &mark, None).await;
+    }
+
+    fn mark(&self, decky: &DeckyName) -> Mark {
+        Mark::of(&self.options.fleet, decky)
+    }
+
+    async fn change(&self, action: &Action, change: &Change) -> Result<Run, Aborted> {
+        let mark = self.mark(action.executing_decky());
+        match change.plant(action, mark.as_str()) {
             None => {
-                let argv = ["rm", "-f", "--", change.path];
+                let argv = ["rm", "-f", "--", change::path_of(action)];
                 self.exec_inside(Inside::new(action.executing_decky(), &argv, &mark)).await
             }
             Some(plant) => {
@@ -149,7 +172,7 @@ impl<R: RunCommand> Driver<R> {
     }
 
     async fn traffic(&self, action: &Action, traffic: &Traffic) -> Result<Outcome, Aborted> {
-        let mark = Mark::draw();
+        let mark = self.mark(action.executing_decky());
         // The mark stands in the probe as a comment: a process in the decky is known by its command line.
         let probe = format!("{}#{}", script::PROBE, mark.as_str());
         let argv = ["python3", "-c", &probe, &traffic.dst_ip.to_string()];
@@ -171,7 +194,8 @@ impl<R: RunCommand> Driver<R> {
     async fn read(&self, action: &Action, read: &Read) -> Result<Outcome, Aborted> {
         let bytes_max = usize::try_from(read.bytes_max).unwrap_or(usize::MAX);
         let ask = (read.bytes_max + 1).to_string();
-        let (mark, argv) = (Mark::draw(), ["head", "-c", &ask, read.path.as_str()]);
+        let mark = self.mark(action.executing_decky());
+        let argv = ["head", "-c", &ask, read.path.as_str()];
         let inside =
             Inside { stdout_bytes_max: bytes_max, ..Inside::new(action.executing_decky(), &argv, &mark) };
         let mut run = self.exec_inside(inside).await?;

@@ -27,7 +27,7 @@ pub struct PolicyRules {
 }
 
 /// The rules, compiled.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Policy {
     allow_decky: Option<GlobSet>,
     deny_decky: GlobSet,

@@ -4,15 +4,14 @@
 
 use std::future::Future;
 use std::io;
+use std::pin::pin;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::sync::Semaphore;
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// How long the pipes of a command that has ended may stay open before what was read is taken as all.
@@ -20,8 +19,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 /// A grandchild can hold them for ever.
 const PIPE_LINGER: Duration = Duration::from_millis(500);
 
-/// How many turns are fed before their answers: one that runs, and one that need not be waited for.
-const TURNS_AHEAD: usize = 2;
+/// How many turns may be fed before their answers: the way to a decky and back is longer than most turns take.
+pub const TURNS_AHEAD: usize = 32;
+
+/// No further turn is taken while more than this waits to be written.
+const PENDING_BYTES_MAX: usize = 64 * 1024;
 
 /// How much is read at once.
 const CHUNK_BYTES: usize = 16 * 1024;
@@ -68,24 +70,42 @@ pub enum Ended {
     NotStarted(io::Error),
 }
 
+/// What a command is fed with while it runs, and shown of what it prints.
+pub trait Dialogue: Send {
+    /// The next turn to feed; `None` where there is none now. It is asked for again after each answer.
+    fn next_turn(&mut self) -> Option<Vec<u8>>;
+    /// When all answers have come: waits until another turn is there, and says `false` when the input is to end.
+    /// It may be cancelled and asked again.
+    fn wait_for_turn(&mut self) -> impl Future<Output = bool> + Send {
+        std::future::ready(false)
+    }
+    /// Is shown standard output as it comes; says how many answers ended in it.
+    fn hear(&mut self, output: &[u8]) -> usize;
+}
+
+/// Nothing to say and nothing to hear.
+struct Silence;
+
+impl Dialogue for Silence {
+    fn next_turn(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn hear(&mut self, _output: &[u8]) -> usize {
+        0
+    }
+}
+
 /// The seam to the host's processes.
 pub trait RunCommand: Send + Sync + 'static {
     /// Runs one command to its end; never longer than its limit and the bounded waits of the clean-up.
     fn run(&self, command: CommandLine) -> impl Future<Output = Ended> + Send {
-        self.run_in_turns(command, Vec::new(), |_| Some(0))
+        self.converse(command, Silence)
     }
 
-    /// The same with a command that answers: `turns` follow its standard input one by one, never
-    /// more than two ahead of the answers.
-    ///
-    /// Standard output is shown to `answers` as it comes, which says how many answers ended in it.
-    /// Each starts the time limit anew. On `None` the input ends with the turns that have been fed.
-    fn run_in_turns(
-        &self,
-        command: CommandLine,
-        turns: Vec<Vec<u8>>,
-        answers: impl FnMut(&[u8]) -> Option<usize> + Send,
-    ) -> impl Future<Output = Ended> + Send;
+    /// The same with a command that answers: its standard input goes on with the dialogue's turns,
+    /// never more than [`TURNS_AHEAD`] ahead of the answers. Each answer starts the time limit anew.
+    fn converse(&self, command: CommandLine, dialogue: impl Dialogue) -> impl Future<Output = Ended> + Send;
 }
 
 /// Runs commands on this host.
@@ -111,43 +131,43 @@ impl Drop for Group {
 }
 
 impl RunCommand for HostCommands {
-    async fn run_in_turns(
-        &self,
-        command: CommandLine,
-        turns: Vec<Vec<u8>>,
-        mut answers: impl FnMut(&[u8]) -> Option<usize> + Send,
-    ) -> Ended {
+    async fn converse(&self, command: CommandLine, mut dialogue: impl Dialogue) -> Ended {
         let mut child = match spawn(&command) {
             Ok(child) => child,
             Err(error) => return Ended::NotStarted(error),
         };
         let group = Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw));
-        // Feeding and reading run beside each other: a child that writes before it has read all would
-        // otherwise block for ever.
-        let due = Arc::new(Semaphore::new(TURNS_AHEAD));
-        let feeding = tokio::spawn(feed(child.stdin.take(), command.stdin, turns, due.clone()));
-        let stderr = Shared::default();
-        let reading_stderr =
-            tokio::spawn(capture(child.stderr.take(), command.stderr_bytes_max, Arc::clone(&stderr)));
-        let aborts = [feeding.abort_handle(), reading_stderr.abort_handle()];
-
+        let mut input = Input::new(child.stdin.take(), command.stdin);
         let mut stdout = Output::new(child.stdout.take(), command.stdout_bytes_max);
-        let mut deadline = Instant::now() + command.time_max;
+        let mut stderr = Output::new(child.stderr.take(), command.stderr_bytes_max);
+        let mut deadline = pin!(sleep_until(Instant::now() + command.time_max));
+        // Feeding and reading take turns: a child that writes before it has read all would otherwise
+        // block for ever.
         let exited = loop {
+            input.fill(&mut dialogue);
             tokio::select! {
-                piece = stdout.read(), if stdout.is_open() => match answers(piece) {
-                    None => feeding.abort(),
-                    Some(0) => {}
-                    Some(answered) => {
-                        due.add_permits(answered);
-                        deadline = Instant::now() + command.time_max;
+                piece = stdout.read(), if stdout.is_open() => {
+                    let answered = dialogue.hear(piece);
+                    if answered > 0 {
+                        input.ahead = input.ahead.saturating_sub(answered);
+                        deadline.as_mut().reset(Instant::now() + command.time_max);
                     }
-                },
+                }
+                _ = stderr.read(), if stderr.is_open() => {}
+                () = input.write(), if input.has_more() => {}
+                goes_on = dialogue.wait_for_turn(), if input.is_idle() => {
+                    if goes_on {
+                        // What comes now has not been waiting for this child.
+                        deadline.as_mut().reset(Instant::now() + command.time_max);
+                    } else {
+                        input.pipe = None;
+                    }
+                }
                 exited = child.wait() => break Some(exited),
-                () = sleep_until(deadline) => break None,
+                () = &mut deadline => break None,
             }
         };
-        let ended = match exited {
+        match exited {
             None => {
                 group.kill();
                 let _ = timeout(PIPE_LINGER, child.wait()).await;
@@ -159,44 +179,84 @@ impl RunCommand for HostCommands {
                 let status = status.code().unwrap_or_else(|| -status.signal().unwrap_or(1));
                 // A pipe that stays open is no failure: what has been read of it is taken.
                 let rest = async {
-                    while stdout.is_open() {
-                        answers(stdout.read().await);
+                    while stdout.is_open() || stderr.is_open() {
+                        tokio::select! {
+                            piece = stdout.read(), if stdout.is_open() => {
+                                dialogue.hear(piece);
+                            }
+                            _ = stderr.read(), if stderr.is_open() => {}
+                        }
                     }
                 };
-                let _ = timeout(PIPE_LINGER, async { tokio::join!(rest, reading_stderr) }).await;
-                Ended::Exited { status, stdout: stdout.captured, stderr: taken(&stderr) }
+                let _ = timeout(PIPE_LINGER, rest).await;
+                Ended::Exited { status, stdout: stdout.captured, stderr: stderr.captured }
             }
-        };
-        for abort in aborts {
-            abort.abort();
         }
-        ended
     }
 }
 
-async fn feed(pipe: Option<ChildStdin>, input: Option<Vec<u8>>, turns: Vec<Vec<u8>>, due: Arc<Semaphore>) {
-    let (Some(mut pipe), Some(input)) = (pipe, input) else { return };
-    // A child that does not read its input gives EPIPE, which is no error of the command.
-    let mut fed = pipe.write_all(&input).await;
-    for turn in turns {
-        // The semaphore is never closed.
-        let (Ok(()), Ok(permit)) = (fed, due.acquire().await) else { return };
-        permit.forget();
-        fed = pipe.write_all(&turn).await;
+/// Standard input, from what is to come first to the last turn.
+struct Input {
+    pipe: Option<ChildStdin>,
+    pending: Vec<u8>,
+    written: usize,
+    /// How many turns have been taken that are not answered.
+    ahead: usize,
+}
+
+impl Input {
+    fn new(pipe: Option<ChildStdin>, first: Option<Vec<u8>>) -> Self {
+        Self { pipe, pending: first.unwrap_or_default(), written: 0, ahead: 0 }
+    }
+
+    /// Takes turns as far as they may run ahead.
+    fn fill(&mut self, dialogue: &mut impl Dialogue) {
+        while self.pipe.is_some() && self.ahead < TURNS_AHEAD && self.pending.len() < PENDING_BYTES_MAX {
+            match dialogue.next_turn() {
+                Some(turn) => {
+                    self.pending.extend_from_slice(&turn);
+                    self.ahead += 1;
+                }
+                None => return,
+            }
+        }
+    }
+
+    /// Whether all that was taken has been written and answered.
+    fn is_idle(&self) -> bool {
+        self.pipe.is_some() && self.ahead == 0 && !self.has_more()
+    }
+
+    fn has_more(&self) -> bool {
+        self.pipe.is_some() && self.written < self.pending.len()
+    }
+
+    /// Writes some of what is pending; nothing is lost where this is cancelled.
+    async fn write(&mut self) {
+        let Some(pipe) = &mut self.pipe else { return };
+        match pipe.write(&self.pending[self.written..]).await {
+            Ok(written @ 1..) => self.written += written,
+            // A child that does not read its input gives EPIPE, which is no error of the command.
+            _ => self.pipe = None,
+        }
+        if self.written == self.pending.len() {
+            // A large input is not held once it has been written.
+            (self.pending, self.written) = (Vec::new(), 0);
+        }
     }
 }
 
-/// Standard output as it comes.
-struct Output {
-    pipe: Option<ChildStdout>,
+/// An output as it comes.
+struct Output<P> {
+    pipe: Option<P>,
     chunk: Vec<u8>,
     captured: Captured,
     bytes_max: usize,
 }
 
-impl Output {
-    fn new(pipe: Option<ChildStdout>, bytes_max: usize) -> Self {
-        Self { pipe, chunk: vec![0; CHUNK_BYTES], captured: Captured::default(), bytes_max }
+impl<P: AsyncRead + Unpin> Output<P> {
+    fn new(pipe: Option<P>, bytes_max: usize) -> Self {
+        Self { pipe, chunk: Vec::new(), captured: Captured::default(), bytes_max }
     }
 
     fn is_open(&self) -> bool {
@@ -205,15 +265,17 @@ impl Output {
 
     /// The next piece; an empty one when there is no more. Nothing is lost where this is cancelled.
     async fn read(&mut self) -> &[u8] {
+        self.chunk.clear();
+        self.chunk.reserve(CHUNK_BYTES);
         let read = match &mut self.pipe {
-            Some(pipe) => pipe.read(&mut self.chunk).await.unwrap_or(0),
+            Some(pipe) => pipe.read_buf(&mut self.chunk).await.unwrap_or(0),
             None => 0,
         };
         if read == 0 {
             self.pipe = None;
         }
-        self.captured.take(&self.chunk[..read], self.bytes_max);
-        &self.chunk[..read]
+        self.captured.take(&self.chunk, self.bytes_max);
+        &self.chunk
     }
 }
 
@@ -237,19 +299,4 @@ fn spawn(command: &CommandLine) -> io::Result<Child> {
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
-}
-
-/// What a stream has given so far, where a reader that is given up leaves it behind.
-type Shared = Arc<Mutex<Captured>>;
-
-fn taken(shared: &Shared) -> Captured {
-    std::mem::take(&mut *shared.lock().unwrap_or_else(PoisonError::into_inner))
-}
-
-async fn capture(pipe: Option<impl AsyncRead + Unpin>, bytes_max: usize, shared: Shared) {
-    let Some(mut pipe) = pipe else { return };
-    let mut chunk = vec![0; CHUNK_BYTES];
-    while let Ok(read @ 1..) = pipe.read(&mut chunk).await {
-        shared.lock().unwrap_or_else(PoisonError::into_inner).take(&chunk[..read], bytes_max);
-    }
 }

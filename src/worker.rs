@@ -1,13 +1,18 @@
 //! The service: deliveries in, activity results out, every delivery settled.
 
 mod breaker;
+mod company;
+mod intake;
 mod judge;
 mod lanes;
 mod memory;
 mod order;
+mod outbox;
 mod pipeline;
 mod service;
+mod share;
 
+pub use intake::Residents;
 pub use judge::{Judged, judge};
 pub use pipeline::{Pipeline, PipelineOptions};
 pub use service::{Service, ServiceOptions, Stop};

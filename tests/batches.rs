@@ -2,16 +2,16 @@
 
 mod support;
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use deckswain::action::{Action, DecodeOptions};
-use deckswain::driver::{Done, Driver, DriverOptions, can_share};
-use deckswain::result::{ContainerProcess, FailureClass};
-use deckswain::subprocess::HostCommands;
+use deckswain::driver::{Attempt, Batch, Driver, DriverOptions, Next, can_share};
+use deckswain::result::{ContainerProcess, FailureClass, Outcome};
+use deckswain::subprocess::{HostCommands, TURNS_AHEAD};
 use serde_json::{Value, json};
 use support::faults::Cell;
 use support::tool::{text, tool_fed};
@@ -19,11 +19,63 @@ use support::{OwnDecky, Peer, WorkerProcess, alpha, docker, file, fresh_director
 use uuid::Uuid;
 
 fn driver(timeout: &str) -> Driver<HostCommands> {
-    let time_max = humantime::parse_duration(timeout).unwrap();
-    Driver::new(
-        DriverOptions { container_cli: "docker".to_owned(), container_suffix: "-ssh".to_owned(), time_max },
-        HostCommands,
-    )
+    driver_with("docker", timeout)
+}
+
+fn driver_with(container_cli: &str, timeout: &str) -> Driver<HostCommands> {
+    let options = DriverOptions {
+        container_cli: container_cli.to_owned(),
+        container_suffix: "-ssh".to_owned(),
+        time_max: humantime::parse_duration(timeout).unwrap(),
+        fleet: "a-test".to_owned(),
+    };
+    Driver::new(options, HostCommands)
+}
+
+/// What came of one action of a batch.
+struct Done {
+    index: usize,
+    outcome: Outcome,
+}
+
+/// Actions that are all there from the start.
+struct All<'a> {
+    waiting: VecDeque<(usize, Arc<Action>)>,
+    done: &'a mut Vec<Done>,
+    /// After so many that have ended none is begun.
+    done_max: usize,
+}
+
+impl Batch for All<'_> {
+    type Ticket = usize;
+
+    fn next(&mut self) -> Option<Next<usize>> {
+        let is_over = self.done.len() >= self.done_max;
+        let (ticket, action) = if is_over { None } else { self.waiting.pop_front() }?;
+        Some(Next { action, ticket, is_repeat: true })
+    }
+
+    fn ahead_max(&self) -> usize {
+        TURNS_AHEAD
+    }
+
+    fn expected(&self) -> usize {
+        self.waiting.len()
+    }
+
+    async fn wait(&mut self) -> bool {
+        false
+    }
+
+    fn may_begin(&self, _action: &Action) -> bool {
+        self.done.len() < self.done_max
+    }
+
+    fn done(&mut self, index: usize, outcome: Outcome, _span: (DateTime<Utc>, DateTime<Utc>)) {
+        self.done.push(Done { index, outcome });
+    }
+
+    fn not_begun(&mut self, _index: usize) {}
 }
 
 fn decoded(actions: &[Value]) -> Vec<Action> {
@@ -37,8 +89,8 @@ fn decoded(actions: &[Value]) -> Vec<Action> {
 
 async fn batched(driver: &Driver<HostCommands>, actions: &[Action]) -> Vec<Done> {
     let mut done = Vec::new();
-    let actions: Vec<&Action> = actions.iter().collect();
-    driver.perform_batch(&actions, Utc::now(), |_| true, |ended| done.push(ended)).await.unwrap();
+    let waiting = actions.iter().cloned().map(Arc::new).enumerate().collect();
+    driver.perform_batch(All { waiting, done: &mut done, done_max: usize::MAX }).await.unwrap();
     done.sort_by_key(|ended| ended.index);
     assert_eq!(
         done.iter().map(|ended| ended.index).collect::<Vec<_>>(),
@@ -74,6 +126,9 @@ fn mixed(decky: &str, directory: &str) -> Vec<Value> {
         edit("plain", "- [ ] a\n", true),
         edit("todo", "- [ ] a\n", true),
         edit("unseen", "- [ ] a\n", false),
+        edit("todo", "- [ ] a\n", true),
+        with(at("new folder/below/it"), json!({"content": "x", "owner": "alice"})),
+        with(at("not at all"), json!({"content": "x", "mtime": "1969-12-31T23:59:58Z", "owner": "7:8"})),
         with(at("bytes"), json!({"kind": "remove"})),
         with(at("folder"), json!({"kind": "remove"})),
         with(at("none"), json!({"kind": "remove"})),
@@ -89,12 +144,16 @@ fn prepared(decky: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_leaves_and_reports_what_the_same_actions_do_alone() {
-    let decky = OwnDecky::start();
+    leaves_the_same(OwnDecky::start()).await;
+    leaves_the_same(without_python()).await;
+}
+
+async fn leaves_the_same(decky: OwnDecky) {
     let driver = driver("8s");
     let (alone, together) = (prepared(&decky.name), prepared(&decky.name));
     let mut outcomes = Vec::new();
     for action in decoded(&mixed(&decky.name, &alone)) {
-        outcomes.push(driver.perform(&action, Utc::now()).await.unwrap());
+        outcomes.push(driver.perform(&action, Attempt { now: Utc::now(), is_repeat: true }).await.unwrap());
     }
     let actions = decoded(&mixed(&decky.name, &together));
     assert!(actions.iter().all(can_share));
@@ -133,7 +192,18 @@ async fn a_batch_leaves_and_reports_what_the_same_actions_do_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_hangs_is_ended_on_both_sides_and_the_rest_go_on() {
+    hangs(OwnDecky::start()).await;
+    hangs(without_python()).await;
+}
+
+/// A decky whose batches are for the shell alone.
+fn without_python() -> OwnDecky {
     let decky = OwnDecky::start();
+    inside(&decky.name, &["sh", "-c", "rm $(command -v python3)"]);
+    decky
+}
+
+async fn hangs(decky: OwnDecky) {
     let directory = fresh_directory(&decky.name);
     // The owner of one plant makes chown hang.
     let put = "mv /usr/bin/chown /usr/bin/chown.real; printf '#!/bin/sh\\ncase $2 in games) sleep 600 ;; *) exec chown.real \"$@\" ;; esac\\n' \
@@ -141,8 +211,12 @@ async fn one_that_hangs_is_ended_on_both_sides_and_the_rest_go_on() {
     inside(&decky.name, &["sh", "-c", put]);
     let actions: Vec<Value> = (0..6)
         .map(|n| {
-            let owner = if n == 2 || n == 4 { "games" } else { "alice" };
-            with(file(&decky.name, &format!("{directory}/f{n}")), json!({"content": "x", "owner": owner}))
+            // The quote makes it one for the shell, where python would do the rest.
+            let (owner, quote) = if n == 2 || n == 4 { ("games", "'") } else { ("alice", "") };
+            with(
+                file(&decky.name, &format!("{directory}/f{n}{quote}")),
+                json!({"content": "x", "owner": owner}),
+            )
         })
         .collect();
     let done = batched(&driver("2s"), &decoded(&actions)).await;
@@ -165,6 +239,7 @@ async fn one_that_hangs_is_ended_on_both_sides_and_the_rest_go_on() {
 async fn what_breaks_the_framing_costs_only_its_own_decky_and_each_action_still_has_its_outcome() {
     let decky = OwnDecky::start();
     let directory = fresh_directory(&decky.name);
+    inside(&decky.name, &["sh", "-c", "rm $(command -v python3)"]);
     // A chmod that kills the shell it runs under, once in three calls.
     let put = "mv /usr/bin/chmod /usr/bin/chmod.real; printf '#!/bin/sh\\necho 0123456789abcdef 0 0\\necho x >>/srv/calls\\n\
                [ $(($(wc -l </srv/calls) %% 3)) != 0 ] || kill -9 $(ps -o ppid= -p $PPID 2>/dev/null || cut -d\" \" -f4 /proc/$PPID/stat)\\n\
@@ -187,7 +262,8 @@ async fn without_the_container_all_of_a_batch_fail_as_they_would_alone() {
         file(&stopped, "/srv/b"),
         with(file(&stopped, "/srv/c"), json!({"kind": "remove"})),
     ]);
-    let alone = driver("8s").perform(&actions[1], Utc::now()).await.unwrap();
+    let alone =
+        driver("8s").perform(&actions[1], Attempt { now: Utc::now(), is_repeat: true }).await.unwrap();
     let done = batched(&driver("8s"), &actions).await;
     assert!(done.iter().all(|ended| ended.outcome.failure == alone.failure));
     assert_eq!(done[1].outcome.payload, alone.payload);
@@ -208,10 +284,7 @@ fn the_script_works_in_dash_bash_and_busybox() {
         );
         std::fs::write(&client, script).unwrap();
         assert!(Command::new("chmod").arg("+x").arg(&client).status().unwrap().success());
-        let time_max = std::time::Duration::from_secs(20);
-        let container_cli = client.to_str().unwrap().to_owned();
-        let options = DriverOptions { container_cli, container_suffix: "-ssh".to_owned(), time_max };
-        let driver = Driver::new(options, HostCommands);
+        let driver = driver_with(client.to_str().unwrap(), "20s");
         let directory = folder.path().join("in");
         let every_byte: Vec<u8> = (0..=255).cycle().take(20_000).collect();
         let action = |name: &str, fields: Value| {
@@ -240,17 +313,13 @@ fn the_script_works_in_dash_bash_and_busybox() {
 async fn one_that_is_not_to_go_on_begins_no_more_and_tells_of_what_it_did() {
     let decky = support::alpha();
     let directory = fresh_directory(&decky);
-    let actions: Vec<Value> = (0..50).map(|n| file(&decky, &format!("{directory}/f{n:02}"))).collect();
-    let actions = decoded(&actions);
-    let actions: Vec<&Action> = actions.iter().collect();
-    let told = AtomicUsize::new(0);
-    let go_on = |_: &Action| told.load(Ordering::Relaxed) < 5;
-    let done = |ended: Done| {
-        assert_eq!((ended.index, ended.outcome.failure), (told.fetch_add(1, Ordering::Relaxed), None));
-    };
-    driver("8s").perform_batch(&actions, Utc::now(), go_on, done).await.unwrap();
-    let told = told.into_inner();
-    assert!((5..=10).contains(&told), "{told}");
+    let actions: Vec<Value> = (0..100).map(|n| file(&decky, &format!("{directory}/f{n:02}"))).collect();
+    let waiting = decoded(&actions).into_iter().map(Arc::new).enumerate().collect();
+    let mut done = Vec::new();
+    driver("8s").perform_batch(All { waiting, done: &mut done, done_max: 5 }).await.unwrap();
+    assert!(done.iter().enumerate().all(|(at, ended)| ended.index == at && ended.outcome.failure.is_none()));
+    let told = done.len();
+    assert!((5..=5 + TURNS_AHEAD).contains(&told), "{told}");
     let left = String::from_utf8(inside(&decky, &["ls", "-A", &directory])).unwrap();
     assert_eq!(left.lines().count(), told, "what was done was told of");
 }

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 
 use serde_json::value::RawValue;
 
+use super::DeckyName;
+
 /// Some of an action's fields, unchecked; what is no action has them empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Glance {
@@ -19,6 +21,12 @@ pub struct Glance {
 }
 
 impl Glance {
+    /// The routing key that such an action is published with.
+    #[must_use]
+    pub fn routing_key(&self) -> Option<String> {
+        DeckyName::parse(&self.executing_decky).ok().map(|decky| format!("decky.{decky}"))
+    }
+
     /// Reads a message's fields; of a field that comes twice the last counts, as in decoding.
     #[must_use]
     pub fn at(body: &[u8]) -> Self {

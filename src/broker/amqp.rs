@@ -1,32 +1,33 @@
 //! The broker over AMQP 0-9-1; the one module that names `lapin`.
 
+mod consumer;
 mod convert;
+mod declare;
 mod inspect;
 mod permissions;
 mod publisher;
+mod settle;
 mod tap;
 mod walk;
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use futures_lite::StreamExt as _;
-use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions,
-    QueueBindOptions, QueueDeclareOptions,
-};
-use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{Channel, Connection, ConnectionProperties, Consumer, ErrorKind, ExchangeKind};
-use tokio::sync::watch;
+use lapin::{Connection, ConnectionProperties, ErrorKind};
 use tokio::time::timeout;
 
-use super::{Argument, BrokerError, Consume, Delivery, Queue, Settle, Topology, Trouble};
+use super::{BrokerError, Trouble};
+pub use consumer::{AmqpConsumer, Depth};
+use declare::{
+    bind_exchanges, bring_about, declare, declare_exchange, declare_queue, passive_exchange, take_over,
+};
 pub use inspect::{State, inspect};
 pub use permissions::{Lacking, Permission, lacking};
 pub use publisher::AmqpPublisher;
+pub use settle::AmqpSettle;
+use settle::{Source, delivery_from};
 pub use tap::ResultsTap;
 pub use walk::QueueWalk;
 
@@ -91,6 +92,10 @@ fn explain(what: &str, error: &lapin::Error) -> BrokerError {
         return explain_io(what, io);
     }
     let hint = match (error.kind(), reply_code(error)) {
+        // RabbitMQ 3 says so with 503 and closes the connection, RabbitMQ 4 with 406.
+        (_, Some(503 | PRECONDITION_FAILED)) if said(error).contains("exchange type") => {
+            "on the broker's host: `rabbitmq-plugins enable rabbitmq_consistent_hash_exchange`"
+        }
         (ErrorKind::InvalidProtocolVersion(_) | ErrorKind::ParsingError(_), _) => {
             "is it RabbitMQ that listens there? Its port is 5672; one that wants TLS, such as 5671, needs amqps://"
         }
@@ -100,7 +105,6 @@ fn explain(what: &str, error: &lapin::Error) -> BrokerError {
         (_, Some(406)) => {
             "something of that name exists with other arguments: `deckswain topology` shows them; delete it, or choose another --prefix"
         }
-        (_, Some(503)) => "the broker does not know the exchange type: a plugin may not be enabled",
         (_, Some(530)) => {
             "check the virtual host in --broker: `/` is written %2f; `rabbitmqctl list_vhosts` shows them"
         }
@@ -207,195 +211,4 @@ fn parse(url: &str) -> Result<AMQPUri, BrokerError> {
             hint: "write it like amqp://user:password@host:5672/%2f".to_owned(),
         })
     })
-}
-
-/// Connects, declares what is missing, and starts to consume.
-///
-/// Publishing has a connection of its own, as a broker under a memory alarm blocks a
-/// connection that publishes as a whole, acks on it too.
-pub async fn connect(url: &str, topology: &Topology, prefetch: u16) -> Result<AmqpConsumer, BrokerError> {
-    let connection = open(url, "deckswain consume").await?;
-    declare(&connection, topology).await?;
-    let channel = answer("open a channel", connection.create_channel()).await?;
-    answer("set the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-    let queue = topology.actions.clone();
-    let consumer = consume(&channel, &queue).await?;
-    let (life, _) = watch::channel(());
-    Ok(AmqpConsumer { connection, channel, consumer, queue, held: VecDeque::new(), life })
-}
-
-async fn consume(channel: &Channel, queue: &str) -> Result<Consumer, BrokerError> {
-    let consume = channel.basic_consume(queue, "", BasicConsumeOptions::default(), FieldTable::default());
-    answer(&format!("consume from {queue}"), consume).await
-}
-
-async fn declare(connection: &Connection, topology: &Topology) -> Result<(), BrokerError> {
-    for name in topology.exchanges() {
-        let declare = |passive| declare_exchange(connection, name, passive);
-        or_else_there(&format!("declare exchange {name}"), declare(false), declare(true)).await?;
-    }
-    for queue in &topology.queues() {
-        let declare = |passive| async move { declare_queue(connection, queue, passive).await.map(|_| ()) };
-        or_else_there(&format!("declare queue {}", queue.name), declare(false), declare(true)).await?;
-        if let Some(exchange) = &queue.bound_to {
-            let bind = async {
-                let channel = connection.create_channel().await?;
-                let options = QueueBindOptions::default();
-                channel.queue_bind(&queue.name, exchange, "#", options, FieldTable::default()).await?;
-                channel.close(200, "done").await
-            };
-            // Who may not bind relies on what was bound by who may; what it publishes is mandatory.
-            let what = format!("bind queue {} to {exchange}", queue.name);
-            or_else_there(&what, bind, std::future::ready(Ok(()))).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Declares an exchange, or only looks for it; on a channel of its own, as a refusal closes that.
-async fn declare_exchange(connection: &Connection, name: &str, passive: bool) -> lapin::Result<()> {
-    let channel = connection.create_channel().await?;
-    let options = ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
-    channel.exchange_declare(name, ExchangeKind::Topic, options, FieldTable::default()).await?;
-    channel.close(200, "done").await
-}
-
-/// The same of a queue; gives how many of its messages wait.
-async fn declare_queue(connection: &Connection, queue: &Queue, passive: bool) -> lapin::Result<u32> {
-    let channel = connection.create_channel().await?;
-    let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
-    let declared = channel.queue_declare(&queue.name, options, arguments(queue)).await?;
-    channel.close(200, "done").await?;
-    Ok(declared.message_count())
-}
-
-/// Declares what is there or not there yet; whoever may not declare may still use what is there.
-async fn or_else_there(
-    what: &str,
-    declare: impl Future<Output = lapin::Result<()>>,
-    look: impl Future<Output = lapin::Result<()>>,
-) -> Result<(), BrokerError> {
-    match timeout(ANSWER_TIME_MAX, declare).await {
-        Ok(Err(error)) if reply_code(&error) == Some(ACCESS_REFUSED) => answer(what, look).await,
-        Ok(other) => answer(what, std::future::ready(other)).await,
-        Err(_) => Err(no_answer(what, ANSWER_TIME_MAX)),
-    }
-}
-
-fn arguments(queue: &Queue) -> FieldTable {
-    let mut table = FieldTable::default();
-    for (name, value) in &queue.arguments {
-        let value = match value {
-            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
-            Argument::Integer(integer) => AMQPValue::LongLongInt(*integer),
-        };
-        table.insert((*name).into(), value);
-    }
-    table
-}
-
-/// Deliveries of the actions queue.
-pub struct AmqpConsumer {
-    connection: Connection,
-    channel: Channel,
-    consumer: Consumer,
-    queue: String,
-    held: VecDeque<Delivery<AmqpSettle>>,
-    life: watch::Sender<()>,
-}
-
-/// Settles one delivery on the channel that it came by.
-#[derive(Debug)]
-pub struct AmqpSettle {
-    acker: lapin::acker::Acker,
-    /// Ends with the consumer: an ack on a connection that was lost is never answered.
-    life: watch::Receiver<()>,
-}
-
-impl AmqpConsumer {
-    /// Asks for up to `prefetch` deliveries at once from here on.
-    ///
-    /// A quorum queue takes a new limit only from a new consumer.
-    pub async fn open_up(&mut self, prefetch: u16) -> Result<(), BrokerError> {
-        self.cancel().await;
-        // What was on its way when the old consumer ended is still to be handed out.
-        while let Ok(Some(Ok(delivery))) = timeout(ANSWER_TIME_MAX, self.consumer.next()).await {
-            let delivery = self.take(delivery);
-            self.held.push_back(delivery);
-        }
-        answer("set the prefetch", self.channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        self.consumer = consume(&self.channel, &self.queue).await?;
-        Ok(())
-    }
-
-    /// Asks the broker for a sign of life: of a peer that went mute nobody is told.
-    pub async fn check(&self) -> Result<(), BrokerError> {
-        let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
-        let look = self.channel.queue_declare(&self.queue, options, FieldTable::default());
-        match timeout(CHECK_TIME_MAX, look).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) if reply_code(&error) == Some(NOT_FOUND) => Err(BrokerError::QueueGone),
-            Ok(Err(error)) => Err(explain("hear from the broker", &error)),
-            Err(_) => Err(no_answer("hear from the broker", CHECK_TIME_MAX)),
-        }
-    }
-
-    fn take(&self, delivery: lapin::message::Delivery) -> Delivery<AmqpSettle> {
-        delivery_from(delivery, &self.life)
-    }
-
-    /// Closes the connection; what is not settled goes back to its queue.
-    pub async fn close(self) {
-        drop(self.life);
-        // The channel first: the connection's close can overtake acks. A broker that no longer
-        // answers has dropped the connection, or soon will.
-        let _ = timeout(ANSWER_TIME_MAX, self.channel.close(200, "done")).await;
-        let _ = timeout(ANSWER_TIME_MAX, self.connection.close(200, "done")).await;
-    }
-}
-
-impl Consume for AmqpConsumer {
-    type Settle = AmqpSettle;
-
-    async fn next(&mut self) -> Result<Delivery<AmqpSettle>, BrokerError> {
-        if let Some(delivery) = self.held.pop_front() {
-            return Ok(delivery);
-        }
-        match self.consumer.next().await {
-            Some(Ok(delivery)) => Ok(self.take(delivery)),
-            Some(Err(error)) => Err(away("lost the consumer", said(&error), "is the broker up?")),
-            // The broker cancels a consumer when its queue is deleted.
-            None => Err(BrokerError::QueueGone),
-        }
-    }
-
-    async fn cancel(&mut self) {
-        let tag = self.consumer.tag();
-        let cancel = self.channel.basic_cancel(tag.as_str(), BasicCancelOptions::default());
-        // Where this fails the consumer is gone already.
-        let _ = timeout(ANSWER_TIME_MAX, cancel).await;
-    }
-}
-
-fn delivery_from(delivery: lapin::message::Delivery, life: &watch::Sender<()>) -> Delivery<AmqpSettle> {
-    Delivery {
-        properties: convert::properties_from(&delivery.properties),
-        body: delivery.data,
-        redelivered: delivery.redelivered,
-        exchange: delivery.exchange.to_string(),
-        routing_key: delivery.routing_key.to_string(),
-        settle: AmqpSettle { acker: delivery.acker, life: life.subscribe() },
-    }
-}
-
-impl Settle for AmqpSettle {
-    async fn ack(mut self) -> Result<(), BrokerError> {
-        let ack = async { self.acker.ack(BasicAckOptions::default()).await.map(|_| ()) };
-        tokio::select! {
-            acked = answer("ack a delivery", ack) => acked,
-            _ = self.life.changed() => {
-                Err(away("failed to ack a delivery", "its connection was lost", "is the broker up?"))
-            }
-        }
-    }
 }

@@ -120,7 +120,7 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
     let policy = check_settings(settings, &options.decky, &mut report);
     runtime()?.block_on(async {
         check_broker(settings, &mut report).await;
-        let driver = settings.driver.driver();
+        let driver = settings.driver.driver(&settings.broker.prefix);
         check_engine(&driver, settings, policy.as_ref(), &options.decky, &mut report).await;
     });
     report.end()
@@ -236,7 +236,9 @@ async fn check_broker(settings: &worker::Options, report: &mut Report) {
 
 fn check_topology(topology: &Topology, states: &[State], report: &mut Report) {
     let queues = topology.queues();
-    let names = topology.exchanges().into_iter().chain(queues.iter().map(|queue| queue.name.as_str()));
+    let exchanges = topology.exchanges();
+    let exchanges = exchanges.iter().map(|exchange| exchange.name.as_str());
+    let names = exchanges.chain(queues.iter().map(|queue| queue.name.as_str()));
     for (name, state) in names.zip(states) {
         if let State::Differs(how) = state {
             report.failure(

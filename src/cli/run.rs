@@ -11,7 +11,7 @@ use super::input::{read_input, split, with_action_id};
 use super::output::Printer;
 use super::{DriverSettings, EXIT_ACTION_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Failed, runtime};
 use crate::action::{Action, DecodeOptions};
-use crate::driver::engine_hint;
+use crate::driver::{Attempt, engine_hint};
 use crate::result::{Disposition, FailureClass, Occasion, WorkerIdentity};
 use crate::worker::judge;
 
@@ -41,7 +41,7 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
     let worker = WorkerIdentity::new(format!("run-{}", std::process::id()));
     runtime()?.block_on(async {
         let (interrupted, abort) = watch::channel(false);
-        let driver = options.driver.driver().abort_when(abort);
+        let driver = options.driver.driver("").abort_when(abort);
         tokio::spawn(async move {
             if tokio::signal::ctrl_c().await.is_ok() {
                 interrupted.send_replace(true);
@@ -53,9 +53,9 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
             let body = with_action_id(raw);
             let decode = DecodeOptions { message_id: None, content_bytes_max: options.driver.content_max };
             let started_at = Utc::now();
+            let decoded = Action::decode(body.as_bytes(), decode).map(Arc::new);
             let judged =
-                judge(&driver, &policy, Action::decode(body.as_bytes(), decode).map(Arc::new), started_at)
-                    .await;
+                judge(&driver, &policy, decoded, Attempt { now: started_at, is_repeat: false }).await;
             let Ok(judged) = judged else { return Ok(EXIT_INTERRUPTED) };
             let occasion = Occasion { attempt: 1, redelivered: false, started_at, finished_at: Utc::now() };
             let message = judged.failure_message();

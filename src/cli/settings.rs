@@ -7,6 +7,7 @@ use globset::{Glob, GlobMatcher};
 
 use super::Failed;
 use crate::action::{CONTENT_BYTES_DEFAULT, CONTENT_BYTES_LIMIT};
+use crate::broker::Layout;
 use crate::driver::{Driver, DriverOptions};
 use crate::policy::{Policy, PolicyRules};
 use crate::subprocess::HostCommands;
@@ -47,11 +48,13 @@ pub struct DriverSettings {
 }
 
 impl DriverSettings {
-    pub(super) fn driver(&self) -> Driver<HostCommands> {
+    /// A driver; `fleet` is the prefix of the workers that it works beside.
+    pub(super) fn driver(&self, fleet: &str) -> Driver<HostCommands> {
         let options = DriverOptions {
             container_cli: self.container_cli.clone(),
             container_suffix: self.container_suffix.clone(),
             time_max: self.timeout,
+            fleet: fleet.to_owned(),
         };
         Driver::new(options, HostCommands)
     }
@@ -113,6 +116,27 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
 
 pub(super) fn glob(text: &str) -> Result<GlobMatcher, String> {
     Glob::new(text).map(|glob| glob.compile_matcher()).map_err(|error| error.to_string())
+}
+
+/// How the actions are shared out between workers.
+#[derive(Debug, Clone, Args)]
+pub struct LayoutSettings {
+    /// Share out the deckies over N queues, so that order on a decky holds across all workers; the same N for each of them
+    #[arg(long, value_name = "N", env = "DECKSWAIN_PARTITIONS", value_parser = clap::value_parser!(u16).range(1..=256), conflicts_with = "local")]
+    pub partitions: Option<u16>,
+    /// Take actions for just the deckies whose containers run on this worker's engine
+    #[arg(long, env = "DECKSWAIN_LOCAL")]
+    pub local: bool,
+}
+
+impl LayoutSettings {
+    pub(super) fn layout(&self) -> Layout {
+        match (self.partitions, self.local) {
+            (Some(count), _) => Layout::Partitioned(count),
+            (None, true) => Layout::Local,
+            (None, false) => Layout::Shared,
+        }
+    }
 }
 
 /// The delay queues.

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::output::{Printer, table};
-use super::settings::RetrySettings;
+use super::settings::{LayoutSettings, RetrySettings};
 use super::{BrokerSettings, EXIT_ACTION_FAILED, EXIT_OK, Failed, runtime};
 use crate::broker::{Argument, State, Topology, inspect};
 
@@ -32,24 +32,34 @@ pub struct Options {
     #[arg(long, env = "DECKSWAIN_NO_RESULTS_QUEUE")]
     no_results_queue: bool,
     #[command(flatten)]
+    layout: LayoutSettings,
+    #[command(flatten)]
     retries: RetrySettings,
     #[command(flatten)]
     broker: BrokerSettings,
 }
 
 pub fn run(options: &Options) -> Result<u8, Failed> {
-    let topology =
-        Topology::new(&options.broker.prefix, !options.no_results_queue, &options.retries.retry_delays);
+    let topology = Topology::new(
+        &options.broker.prefix,
+        options.layout.layout(),
+        !options.no_results_queue,
+        &options.retries.retry_delays,
+    );
     let states = runtime()?.block_on(inspect(&options.broker.broker, &topology, options.declare))?;
     let mut rows = Vec::new();
-    for name in topology.exchanges() {
-        rows.push((name.to_owned(), "topic exchange", String::new(), String::new()));
+    for exchange in topology.exchanges() {
+        let bound = exchange.bound_to.map_or(String::new(), |from| format!("{from} #"));
+        let kind = format!("{} exchange", exchange.kind.as_str());
+        rows.push((exchange.name, kind, shown(&exchange.arguments), bound));
     }
     for queue in topology.queues() {
-        let arguments: Vec<String> =
-            queue.arguments.iter().map(|(name, value)| format!("{name}={}", shown(value))).collect();
-        let bound = queue.bound_to.map_or(String::new(), |exchange| format!("{exchange} #"));
-        rows.push((queue.name, "queue", arguments.join(" "), bound));
+        let bound = queue.binding.map_or(String::new(), |binding| {
+            format!("{} {} {}", binding.exchange, binding.key, shown(&binding.arguments))
+                .trim_end()
+                .to_owned()
+        });
+        rows.push((queue.name, "queue".to_owned(), shown(&queue.arguments), bound));
     }
     let mut printer = Printer::default();
     let said = states.iter().map(|state| match state {
@@ -65,9 +75,8 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
             printer.line(&line.to_string());
         }
     } else {
-        let rows = rows.map(|((name, what, arguments, bound), state)| {
-            vec![name, what.to_owned(), state, bound, arguments]
-        });
+        let rows =
+            rows.map(|((name, what, arguments, bound), state)| vec![name, what, state, bound, arguments]);
         printer.line(table(&["NAME", "TYPE", "STATE", "BOUND TO", "ARGUMENTS"], rows).trim_end());
     }
     if states.iter().any(|state| matches!(state, State::Differs(_))) {
@@ -85,9 +94,11 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
     Ok(if states.iter().all(is_well) { EXIT_OK } else { EXIT_ACTION_FAILED })
 }
 
-fn shown(value: &Argument) -> String {
-    match value {
-        Argument::Text(text) => text.clone(),
-        Argument::Integer(integer) => integer.to_string(),
-    }
+fn shown(arguments: &[(&str, Argument)]) -> String {
+    let argument = |(name, value): &(&str, Argument)| match value {
+        Argument::Text(text) => format!("{name}={text}"),
+        Argument::Integer(integer) => format!("{name}={integer}"),
+        Argument::Boolean(truth) => format!("{name}={truth}"),
+    };
+    arguments.iter().map(argument).collect::<Vec<_>>().join(" ")
 }

@@ -9,14 +9,15 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::settings::{RetrySettings, duration, size};
+use super::settings::{LayoutSettings, RetrySettings, duration, size};
 use super::{BrokerSettings, DriverSettings, EXIT_OK, Failed, runtime};
 use crate::broker::{AmqpPublisher, Topology};
 use crate::result::WorkerIdentity;
 use crate::worker::{Pipeline, PipelineOptions, Service, ServiceOptions, Stop};
 
 const AFTER_HELP: &str = "\
-Consumes <prefix>.actions and declares what is missing on the broker. A result is
+Consumes <prefix>.actions and declares what is missing on the broker; with --partitions
+or --local queues of its own instead, for which docs/operations.md says more. A result is
 published and confirmed before its action is acked. SIGTERM or SIGINT: finish what
 runs, then exit 0; a second one ends at once. DECKSWAIN_LOG sets the log filter.
 
@@ -28,6 +29,8 @@ Example:
 pub struct Options {
     #[command(flatten)]
     pub(super) broker: BrokerSettings,
+    #[command(flatten)]
+    layout: LayoutSettings,
     #[command(flatten)]
     pub(super) driver: DriverSettings,
     /// How many deckies are worked on at once [default: four for each core]
@@ -63,7 +66,8 @@ const UNACKED_TIME_MAX: Duration = Duration::from_secs(25 * 60);
 
 impl Options {
     pub(super) fn topology(&self) -> Topology {
-        Topology::new(&self.broker.prefix, !self.no_results_queue, &self.retries.retry_delays)
+        let layout = self.layout.layout();
+        Topology::new(&self.broker.prefix, layout, !self.no_results_queue, &self.retries.retry_delays)
     }
 
     /// What the settings come to; `Err` where they contradict each other.
@@ -75,11 +79,13 @@ impl Options {
         }
         let concurrency = self.concurrency.unwrap_or_else(default_concurrency);
         let prefetch = self.prefetch(concurrency)?;
+        let waiting_max = UNACKED_TIME_MAX.as_millis() / self.driver.timeout.as_millis().max(1);
         Ok(ServiceOptions {
             broker_url: self.broker.broker.clone(),
             topology: self.topology(),
             concurrency,
             prefetch,
+            waiting_max: usize::try_from(waiting_max).unwrap_or(usize::MAX),
             grace: self.grace,
         })
     }
@@ -87,11 +93,9 @@ impl Options {
 
 impl Options {
     /// How many deliveries are held at once: enough for each lane to have a batch waiting, as far as
-    /// memory and the broker's patience allow.
+    /// memory allows.
     fn prefetch(&self, concurrency: u16) -> Result<u16, Failed> {
-        // Each could wait for all others, one after the other, in the lane of one decky.
-        let in_time = UNACKED_TIME_MAX.as_millis() / self.driver.timeout.as_millis().max(1);
-        if in_time == 0 {
+        if self.driver.timeout > UNACKED_TIME_MAX {
             let timeout = humantime::format_duration(self.driver.timeout);
             return Err(Failed::usage(format!("--timeout {timeout} is too long"))
                 .why("the broker takes back a delivery that is not acked within 30 minutes")
@@ -105,8 +109,19 @@ impl Options {
                 .why(format!("one action with the largest content takes {least} MiB"))
                 .hint(format!("--memory {least}MiB, or a smaller --content-max")));
         }
+        if let Some(partitions) = self.layout.partitions
+            && usize::from(partitions) > in_memory
+        {
+            let least = bodies.worst(partitions.into()).div_ceil(MEBIBYTE);
+            return Err(Failed::usage(format!(
+                "--partitions {partitions} is too many for --memory {}MiB",
+                self.memory / MEBIBYTE
+            ))
+            .why(format!("a worker may hold one delivery of each, which at worst takes {least} MiB"))
+            .hint(format!("--memory {least}MiB, a smaller --content-max, or fewer --partitions")));
+        }
         let wanted = u128::from(concurrency) * u128::from(WAITING_PER_LANE);
-        let prefetch = wanted.min(in_time).min(in_memory as u128);
+        let prefetch = wanted.min(in_memory as u128);
         Ok(u16::try_from(prefetch).unwrap_or(u16::MAX))
     }
 
@@ -148,9 +163,16 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
     let worker_id = options.worker_id.clone();
     let worker = WorkerIdentity::new(worker_id.unwrap_or_else(|| Uuid::new_v4().simple().to_string()));
     let content_bytes_max = options.driver.content_max;
-    let pipeline_options =
-        PipelineOptions { topology, attempts_max: options.max_attempts, worker, content_bytes_max };
-    let (driver, policy) = (options.driver.driver(), options.driver.policy()?);
+    let pipeline_options = PipelineOptions {
+        topology,
+        attempts_max: options.max_attempts,
+        worker,
+        content_bytes_max,
+        // One decky that hangs is not to hold more than its share.
+        ahead_max: usize::from(service.prefetch / service.concurrency).max(2),
+    };
+    let (driver, policy) = (options.driver.driver(&options.broker.prefix), options.driver.policy()?);
+    let follower = options.layout.local.then(|| (driver.clone(), policy.clone()));
     let (abort, aborted) = watch::channel(false);
     let pipeline = Arc::new(Pipeline::new(driver, policy, publisher.clone(), pipeline_options, aborted));
     let worst = options.bodies_held(service.concurrency).worst(service.prefetch.into());
@@ -167,7 +189,14 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
         let (stop_sender, stop) = watch::channel(Stop::No);
         let signals = listen(stop_sender)
             .map_err(|error| Failed::internal("failed to listen for signals").why(error))?;
-        let served = Service::new(service, pipeline, abort, stop).serve().await;
+        let residents = follower.map(|(driver, policy)| {
+            let (sender, residents) = watch::channel(None);
+            tokio::spawn(async move {
+                driver.follow_residents(sender, |decky| policy.allows(decky.as_str())).await;
+            });
+            residents
+        });
+        let served = Service::new(service, pipeline, abort, stop, residents).serve().await;
         signals.abort();
         publisher.close().await;
         match served {

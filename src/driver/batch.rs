@@ -1,28 +1,26 @@
 //! Several changes to one decky by one exec, each with the outcome that it would have had alone.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 
-use super::{Aborted, Change, Driver, Mark, Run, end, script};
-use crate::action::{Action, Task};
+use super::{Aborted, Attempt, Change, Driver, Mark, Run, change, end, script};
+use crate::action::{Action, DeckyName, Task};
 use crate::result::{FailureClass, Outcome};
-use crate::subprocess::{Captured, CommandLine, Ended, RunCommand};
+use crate::subprocess::{Captured, CommandLine, Dialogue, Ended, RunCommand};
 
 /// The largest content that travels in a batch, in bytes: the shell reads its lines byte by byte,
 /// and beyond this that costs more than an exec.
 const CONTENT_BYTES_MAX: usize = 32 * 1024;
 /// How much of what one line says is kept, in bytes.
 const SAID_BYTES_MAX: usize = super::CAPTURE_BYTES_MAX;
-
-/// An action of a batch that has come to its end.
-#[derive(Debug)]
-pub struct Done {
-    /// Its place in the batch.
-    pub index: usize,
-    /// What came of it.
-    pub outcome: Outcome,
-    /// When its turn began and ended.
-    pub span: (DateTime<Utc>, DateTime<Utc>),
-}
+/// How many changes share an exec at most: a decky with an endless backlog gives way to others.
+const LINES_MAX: usize = 1024;
+/// How many bytes of lines.
+const LINES_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// From so many on, python's start costs less than the programs that a shell would start.
+const LINES_FOR_PYTHON: usize = 4;
 
 /// Whether an action can share an exec with others.
 #[must_use]
@@ -37,91 +35,206 @@ pub fn can_share(action: &Action) -> bool {
     bytes <= CONTENT_BYTES_MAX && action.path().is_some_and(|path| !path.as_str().contains('\n'))
 }
 
+/// The next action of a batch.
+pub struct Next<T> {
+    /// The action.
+    pub action: Arc<Action>,
+    /// By which it is known when it has ended.
+    pub ticket: T,
+    /// Whether it may have been performed before without its result being known.
+    pub is_repeat: bool,
+}
+
+/// Changes to one decky that come one by one, and what becomes of each.
+pub trait Batch: Send {
+    /// By which an action is known when it has ended.
+    type Ticket: Send;
+
+    /// The next action that waits and [`can_share`] an exec; `None` where none does now.
+    fn next(&mut self) -> Option<Next<Self::Ticket>>;
+    /// How many may be on their way at once, sent and not answered.
+    fn ahead_max(&self) -> usize;
+    /// How many can be expected at least.
+    fn expected(&self) -> usize;
+    /// Waits a little for another action, where one is likely to come; says whether it has.
+    fn wait(&mut self) -> impl Future<Output = bool> + Send;
+    /// Whether an action that was given but has not been begun still may be.
+    fn may_begin(&self, action: &Action) -> bool;
+    /// Is told what came of an action, and when its turn began and ended.
+    fn done(&mut self, ticket: Self::Ticket, outcome: Outcome, span: (DateTime<Utc>, DateTime<Utc>));
+    /// Is given back an action that was not begun.
+    fn not_begun(&mut self, ticket: Self::Ticket);
+}
+
 /// How one exec of a batch ended.
 enum Ending {
-    /// This line took longer than it may; it has been ended on both sides.
+    /// The line that was due took longer than it may; it has been ended on both sides.
     TimedOut(Run),
     /// The exec ended, or its answers made no sense, before this line was answered.
     Broken(Run),
 }
 
-/// A line of the batch, ready to be sent.
-struct Line<'a> {
-    index: usize,
-    action: &'a Action,
-    change: Change<'a>,
-    text: String,
+/// A line of the batch.
+struct Line<T> {
+    action: Arc<Action>,
+    ticket: T,
+    change: Change,
     temporary: Option<String>,
 }
 
-impl<R: RunCommand> Driver<R> {
-    /// Performs actions of one decky that [`can_share`] an exec, in their order, and tells of each as it ends.
-    ///
-    /// What hangs is ended and costs the others a fresh exec; what breaks off is tried alone.
-    /// What `may_begin` says no to is not begun, and not told of. `Err` means that the program stops
-    /// at once: what was not told of goes back to where it came from.
-    pub async fn perform_batch(
-        &self,
-        actions: &[&Action],
-        now: DateTime<Utc>,
-        may_begin: impl Fn(&Action) -> bool + Send + Sync,
-        mut done: impl FnMut(Done) + Send,
-    ) -> Result<(), Aborted> {
-        let mut lines = Vec::with_capacity(actions.len());
-        for (index, action) in actions.iter().enumerate() {
-            match Change::of(action, now) {
-                Ok(change) => lines.push(Line::new(index, action, change)),
-                Err(outcome) => done(Done { index, outcome, span: (now, now) }),
+impl<T> Line<T> {
+    /// The line and its text; the name beside the target is drawn anew each time it is sent.
+    fn text(&mut self) -> Vec<u8> {
+        let mark = Mark::draw();
+        let plant = self.change.plant(&self.action, mark.as_str());
+        let text = match &plant {
+            Some(plant) => plant.line(),
+            None => script::removal(change::path_of(&self.action)),
+        };
+        self.temporary = plant.map(|plant| plant.temporary());
+        let mut text = text.into_bytes();
+        text.push(b'\n');
+        text
+    }
+}
+
+/// The lines of a batch: those that are still to be sent again, and those that have been sent.
+struct Lines<B: Batch> {
+    batch: B,
+    again: VecDeque<Line<B::Ticket>>,
+    sent: VecDeque<Line<B::Ticket>>,
+    answers: Answers,
+    /// When the line that is due began.
+    began: DateTime<Utc>,
+    count: usize,
+    bytes: usize,
+    answered: usize,
+}
+
+impl<B: Batch> Lines<B> {
+    fn new(batch: B) -> Self {
+        let (again, sent) = (VecDeque::new(), VecDeque::new());
+        let answers = Answers::new("");
+        Self { batch, again, sent, answers, began: Utc::now(), count: 0, bytes: 0, answered: 0 }
+    }
+
+    /// The next line to send.
+    fn next(&mut self) -> Option<Line<B::Ticket>> {
+        while let Some(line) = self.again.pop_front() {
+            if self.batch.may_begin(&line.action) {
+                return Some(line);
+            }
+            self.batch.not_begun(line.ticket);
+        }
+        while self.count < LINES_MAX && self.bytes < LINES_BYTES_MAX {
+            let Next { action, ticket, is_repeat } = self.batch.next()?;
+            self.count += 1;
+            let now = Utc::now();
+            match Change::of(&action, Attempt { now, is_repeat }) {
+                Ok(change) => return Some(Line { action, ticket, change, temporary: None }),
+                Err(outcome) => self.batch.done(ticket, outcome, (now, now)),
             }
         }
+        None
+    }
+
+    fn tell(&mut self, line: Line<B::Ticket>, run: Run) {
+        let ended = Utc::now();
+        let outcome = line.change.outcome(&line.action, run);
+        self.batch.done(line.ticket, outcome, (self.began, ended));
+        self.began = ended;
+    }
+}
+
+impl<B: Batch> Dialogue for &mut Lines<B> {
+    fn next_turn(&mut self) -> Option<Vec<u8>> {
+        if self.sent.len() >= self.batch.ahead_max() {
+            return None;
+        }
+        let mut line = self.next()?;
+        let text = line.text();
+        self.bytes += text.len();
+        self.sent.push_back(line);
+        Some(text)
+    }
+
+    async fn wait_for_turn(&mut self) -> bool {
+        self.count < LINES_MAX && self.bytes < LINES_BYTES_MAX && self.batch.wait().await
+    }
+
+    fn hear(&mut self, output: &[u8]) -> usize {
+        let before = self.answered;
+        for (status, said) in self.answers.read(output) {
+            // A decky that has learnt the code can answer what was never asked.
+            let Some(line) = self.sent.pop_front() else { break };
+            self.tell(line, Run::exited(status, Captured::default(), &said));
+            self.answered += 1;
+        }
+        self.answered - before
+    }
+}
+
+impl<R: RunCommand> Driver<R> {
+    /// Performs actions of one decky by one exec, in their order, for as long as the batch has any, up to a limit.
+    ///
+    /// What hangs is ended and costs the others a fresh exec; what breaks off is tried alone. `Err`
+    /// means that the program stops at once: what was not told of goes back to where it came from.
+    pub async fn perform_batch(&self, batch: impl Batch) -> Result<(), Aborted> {
+        let mut lines = Lines::new(batch);
+        let mut with_python = true;
         loop {
-            lines.retain(|line| may_begin(line.action));
-            if lines.is_empty() {
+            let Some(first) = lines.next() else { return Ok(()) };
+            let decky = first.action.executing_decky().clone();
+            with_python &= lines.again.len() + lines.batch.expected() + 1 >= LINES_FOR_PYTHON;
+            lines.again.push_front(first);
+            lines.began = Utc::now();
+            let Some(ending) = self.exec_batch(&mut lines, &decky, with_python).await? else {
                 return Ok(());
-            }
-            let mut began = Utc::now();
-            let (answered, ending) = self.exec_batch(&lines, &mut began, &may_begin, &mut done).await?;
-            lines.drain(..answered);
-            let Some(due) = lines.first() else { return Ok(()) };
-            let mut tell = |line: &Line<'_>, run: Run, began| {
-                let outcome = line.change.outcome(line.action, run);
-                done(Done { index: line.index, outcome, span: (began, Utc::now()) });
             };
             match ending {
-                Ending::TimedOut(run) => tell(due, run, began),
                 // Without the engine or the container all of them would end the same way.
-                Ending::Broken(run) if answered == 0 && is_infrastructure(&run) => {
-                    lines.iter().for_each(|line| tell(line, run.clone(), began));
+                Ending::Broken(run) if lines.answered == 0 && is_infrastructure(&run) => {
+                    while let Some(line) = lines.sent.pop_front().or_else(|| lines.again.pop_front()) {
+                        lines.tell(line, run.clone());
+                    }
                     return Ok(());
                 }
-                Ending::Broken(_) if may_begin(due.action) => {
-                    let began = Utc::now();
-                    let run = self.change(due.action, &due.change).await?;
-                    tell(due, run, began);
-                }
-                Ending::Broken(_) => continue,
+                _ => {}
             }
-            lines.remove(0);
+            let Some(due) = lines.sent.pop_front() else { continue };
+            match ending {
+                Ending::TimedOut(run) => lines.tell(due, run),
+                Ending::Broken(_) if lines.batch.may_begin(&due.action) => {
+                    // Python may be what cannot be relied on there.
+                    with_python = false;
+                    lines.began = Utc::now();
+                    let run = self.change(&due.action, &due.change).await?;
+                    lines.tell(due, run);
+                }
+                Ending::Broken(_) => lines.batch.not_begun(due.ticket),
+            }
+            while let Some(line) = lines.sent.pop_back() {
+                lines.again.push_front(line);
+            }
         }
     }
 
-    /// Sends the lines to one exec; gives how many were answered.
-    async fn exec_batch(
+    /// Sends lines to one exec; `None` where all of them were answered.
+    async fn exec_batch<B: Batch>(
         &self,
-        lines: &[Line<'_>],
-        began: &mut DateTime<Utc>,
-        may_begin: &(impl Fn(&Action) -> bool + Sync),
-        done: &mut (impl FnMut(Done) + Send),
-    ) -> Result<(usize, Ending), Aborted> {
-        let mark = Mark::draw();
+        lines: &mut Lines<B>,
+        decky: &DeckyName,
+        with_python: bool,
+    ) -> Result<Option<Ending>, Aborted> {
+        let mark = self.mark(decky);
         let code = Mark::draw();
-        let container = format!("{}{}", lines[0].action.executing_decky(), self.options.container_suffix);
+        let container = format!("{decky}{}", self.options.container_suffix);
         let mut argv = vec![self.options.container_cli.clone(), "exec".to_owned(), "-i".to_owned()];
         argv.extend(mark.environment());
-        argv.extend([container.clone(), "sh".to_owned(), "-c".to_owned(), script::batch()]);
-        let turns = lines.iter().map(|line| format!("{}\n", line.text).into_bytes()).collect();
-        let mut answers = Answers::new(code.as_str());
-        let mut answered = 0;
+        argv.push(container.clone());
+        argv.extend(script::batch(with_python).map(ToOwned::to_owned));
+        lines.answers = Answers::new(code.as_str());
+        lines.answered = 0;
         let command = CommandLine {
             argv,
             stdin: Some(format!("{}\n", code.as_str()).into_bytes()),
@@ -129,29 +242,11 @@ impl<R: RunCommand> Driver<R> {
             stderr_bytes_max: super::CAPTURE_BYTES_MAX,
             time_max: self.options.time_max,
         };
-        let running = self.commands.run_in_turns(command, turns, |output| {
-            let before = answered;
-            answers.read(output, |status, said| {
-                // A decky that has learnt the code can answer what was never asked.
-                if let Some(line) = lines.get(answered) {
-                    let run = Run::exited(status, Captured::default(), said);
-                    let ended = Utc::now();
-                    let outcome = line.change.outcome(line.action, run);
-                    done(Done { index: line.index, outcome, span: (*began, ended) });
-                    *began = ended;
-                    answered += 1;
-                }
-            });
-            match lines.get(answered) {
-                Some(next) if !may_begin(next.action) => None,
-                _ => Some(answered - before),
-            }
-        });
         let ended = tokio::select! {
-            ended = running => Some(ended),
+            ended = self.commands.converse(command, &mut *lines) => Some(ended),
             () = self.aborted() => None,
         };
-        let temporary = lines.get(answered).and_then(|line| line.temporary.as_deref());
+        let temporary = lines.sent.front().and_then(|line| line.temporary.as_deref());
         let end_inside =
             || end::end_inside(&self.commands, &self.options, &container, "sh", &mark, temporary);
         let ending = match ended {
@@ -162,29 +257,25 @@ impl<R: RunCommand> Driver<R> {
             Some(Ended::TimedOut) => {
                 Ending::TimedOut(Run::timed_out(end_inside().await, self.options.time_max))
             }
+            Some(_) if lines.sent.is_empty() && lines.again.is_empty() => return Ok(None),
             Some(Ended::NotStarted(error)) => {
                 Ending::Broken(Run::not_started(&self.options.container_cli, &error))
             }
             Some(Ended::Exited { status, stdout, stderr }) => {
-                Ending::Broken(Run::exited(status, stdout, &stderr.bytes))
+                let run = Run::exited(status, stdout, &stderr.bytes);
+                if !is_infrastructure(&run) {
+                    // The line that was due may have left something behind.
+                    end_inside().await;
+                }
+                Ending::Broken(run)
             }
         };
-        Ok((answered, ending))
+        Ok(Some(ending))
     }
 }
 
 fn is_infrastructure(run: &Run) -> bool {
     run.failure.as_ref().is_some_and(|failure| failure.class == FailureClass::Infrastructure)
-}
-
-impl<'a> Line<'a> {
-    fn new(index: usize, action: &'a Action, change: Change<'a>) -> Self {
-        let mark = Mark::draw();
-        let plant = change.plant(mark.as_str());
-        let text = plant.as_ref().map_or_else(|| script::removal(change.path), script::Plant::line);
-        let temporary = plant.map(|plant| plant.temporary());
-        Self { index, action, change, text, temporary }
-    }
 }
 
 /// Reads what a batch prints: for each line what it said, then `<code> <number> <status>`.
@@ -201,7 +292,9 @@ impl Answers {
         Self { code: code.as_bytes().to_vec(), next: 0, said: Vec::new(), line: 0 }
     }
 
-    fn read(&mut self, output: &[u8], mut answer: impl FnMut(i32, &[u8])) {
+    /// The answers that end in `output`: each one's status, and what was said.
+    fn read(&mut self, output: &[u8]) -> Vec<(i32, Vec<u8>)> {
+        let mut answers = Vec::new();
         for byte in output {
             if *byte != b'\n' {
                 // What is beyond the cap is dropped, but a line that begins after it is read all the same.
@@ -213,7 +306,7 @@ impl Answers {
             match self.status() {
                 Some(status) => {
                     let said = self.said[..self.line].strip_suffix(b"\n").unwrap_or_default();
-                    answer(status, said);
+                    answers.push((status, said.to_vec()));
                     self.next += 1;
                     self.said.clear();
                 }
@@ -222,6 +315,7 @@ impl Answers {
             }
             self.line = self.said.len();
         }
+        answers
     }
 
     /// The status, if the line is the trailer that is due.
@@ -241,8 +335,8 @@ mod tests {
         let mut found = Vec::new();
         let mut answers = Answers::new("c0de");
         for chunk in output.chunks(chunk) {
-            answers
-                .read(chunk, |status, said| found.push((status, String::from_utf8_lossy(said).into_owned())));
+            let read = answers.read(chunk).into_iter();
+            found.extend(read.map(|(status, said)| (status, String::from_utf8_lossy(&said).into_owned())));
         }
         found
     }

@@ -1,48 +1,42 @@
 //! What a file, an edit or a removal comes to: the one form that is run alone or in a batch.
 
-use std::borrow::Cow;
-
 use chrono::{DateTime, Utc};
 use serde_json::json;
 
-use super::{Run, script};
+use super::{Attempt, Run, script};
 use crate::action::{Action, Edit, Look, Task};
 use crate::realism::{ContentClass, next_body};
 use crate::result::{Failure, FailureClass, Outcome, sha256_hex};
 
-/// A change to one path of a decky.
-pub struct Change<'a> {
-    pub path: &'a str,
-    directory: &'a str,
-    what: What<'a>,
+/// What was worked out of an action that changes one path.
+pub struct Change {
+    /// The body that an edit makes.
+    new_body: Option<String>,
+    /// Of the content; a removal has none.
+    sha256: Option<String>,
+    /// What the file may hold beforehand, if that matters, as hex digests.
+    expected_sha256: Option<String>,
 }
 
-enum What<'a> {
-    Removal,
-    Plant {
-        content: Cow<'a, [u8]>,
-        sha256: String,
-        look: &'a Look,
-        edit: Option<&'a Edit>,
-        previous_sha256: Option<String>,
-    },
-}
-
-impl<'a> Change<'a> {
-    /// The change that an action asks for at the instant `now`; `Err` is the outcome of one that cannot be.
-    pub fn of(action: &'a Action, now: DateTime<Utc>) -> Result<Self, Outcome> {
-        let plant = |content: Cow<'a, [u8]>, look, edit, previous_sha256| {
-            let sha256 = sha256_hex(&content);
-            What::Plant { content, sha256, look, edit, previous_sha256 }
-        };
-        let (path, what) = match &action.task {
-            Task::File(file) => (&file.path, plant(Cow::Borrowed(&file.content), &file.look, None, None)),
+impl Change {
+    /// The change that an action asks for on an occasion; `Err` is the outcome of one that cannot be.
+    pub fn of(action: &Action, Attempt { now, is_repeat }: Attempt) -> Result<Self, Outcome> {
+        let (mut new_body, mut expected_sha256) = (None, None);
+        let sha256 = match &action.task {
+            Task::File(file) => Some(sha256_hex(&file.content)),
             Task::Edit(edit) => {
                 let body = body_of(action, edit, now).map_err(|failure| Outcome::not_run(action, failure))?;
-                let previous = edit.expect_previous.then(|| sha256_hex(edit.previous_body.as_bytes()));
-                (&edit.path, plant(Cow::Owned(body.into_bytes()), &edit.look, Some(edit), previous))
+                let sha256 = sha256_hex(body.as_bytes());
+                let previous = || {
+                    let sha256_previous = sha256_hex(edit.previous_body.as_bytes());
+                    // The edit may have been made by a worker that had no time to say so.
+                    if is_repeat { format!("{sha256_previous} {sha256}") } else { sha256_previous }
+                };
+                expected_sha256 = edit.expect_previous.then(previous);
+                new_body = Some(body);
+                Some(sha256)
             }
-            Task::Remove(path) => (path, What::Removal),
+            Task::Remove(_) => None,
             Task::Traffic(_) | Task::Read(_) => {
                 return Err(Outcome::not_run(
                     action,
@@ -50,44 +44,60 @@ impl<'a> Change<'a> {
                 ));
             }
         };
-        Ok(Self { path: path.as_str(), directory: path.directory(), what })
+        Ok(Self { new_body, sha256, expected_sha256 })
+    }
+
+    fn content<'a>(&'a self, action: &'a Action) -> (&'a [u8], Option<&'a Look>) {
+        match &action.task {
+            Task::File(file) => (&file.content, Some(&file.look)),
+            Task::Edit(edit) => (self.new_body.as_deref().unwrap_or_default().as_bytes(), Some(&edit.look)),
+            Task::Remove(_) | Task::Traffic(_) | Task::Read(_) => (&[], None),
+        }
     }
 
     /// The plant that it needs under the given mark; a removal needs none.
-    pub fn plant<'b>(&'b self, mark: &'b str) -> Option<script::Plant<'b>> {
-        let What::Plant { content, look, previous_sha256, .. } = &self.what else { return None };
+    pub fn plant<'a>(&'a self, action: &'a Action, mark: &'a str) -> Option<script::Plant<'a>> {
+        let ((content, Some(look)), Some(path)) = (self.content(action), action.path()) else { return None };
         Some(script::Plant {
-            path: self.path,
-            directory: self.directory,
+            path: path.as_str(),
+            directory: path.directory(),
             mark,
             content,
             look,
-            expected_sha256: previous_sha256.as_deref(),
+            expected_sha256: self.expected_sha256.as_deref(),
         })
     }
 
     /// What the action came to, from what its command came to.
     pub fn outcome(&self, action: &Action, mut run: Run) -> Outcome {
         let decky = action.dst_name.as_str();
-        let What::Plant { content, sha256, edit, .. } = &self.what else {
-            let payload = json!({ "dst_decky": decky, "path": self.path, "rc": run.rc, "stderr": run.stderr_or_null() });
+        let path = path_of(action);
+        let (content, look) = self.content(action);
+        if look.is_none() {
+            let payload =
+                json!({ "dst_decky": decky, "path": path, "rc": run.rc, "stderr": run.stderr_or_null() });
             return run.outcome(payload, None);
-        };
+        }
         if run.rc == script::STATUS_CONFLICT && run.failure.is_some() {
             run.failure =
                 Some(Failure::new(FailureClass::Conflict, "the file no longer holds previous_body"));
         }
         let mut payload = json!({
-            "dst_decky": decky, "path": self.path, "bytes": content.len(),
+            "dst_decky": decky, "path": path, "bytes": content.len(),
             "rc": run.rc, "stderr": run.stderr_or_null(),
         });
-        if let (Some(edit), None) = (edit, &run.failure) {
-            payload["new_body_bytes"] = content.len().into();
-            payload["new_body"] = String::from_utf8_lossy(content).into();
+        if let (Task::Edit(edit), Some(body), None) = (&action.task, &self.new_body, &run.failure) {
+            payload["new_body_bytes"] = body.len().into();
+            payload["new_body"] = body.as_str().into();
             payload["synthetic_file_uuid"] = edit.synthetic_file_uuid.as_str().into();
         }
-        run.outcome(payload, Some(sha256.clone()))
+        run.outcome(payload, self.sha256.clone())
     }
+}
+
+/// The path that a change is of.
+pub fn path_of(action: &Action) -> &str {
+    action.path().map(|path| path.as_str()).unwrap_or_default()
 }
 
 fn body_of(action: &Action, edit: &Edit, now: DateTime<Utc>) -> Result<String, Failure> {

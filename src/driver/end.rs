@@ -5,7 +5,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{DriverOptions, script};
-use crate::result::ContainerProcess;
+use crate::action::DeckyName;
+use crate::result::{ContainerProcess, sha256_hex};
 use crate::subprocess::{CommandLine, Ended, RunCommand};
 
 /// How long the decky may take to end the command.
@@ -16,10 +17,24 @@ const END_TIME_MAX: Duration = Duration::from_millis(3000);
 /// Letters and digits by which a command's processes are found again.
 pub struct Mark(String);
 
+/// How many of a mark's digits all commands of a fleet's workers in a decky have in common.
+const COMMON_DIGITS: usize = 8;
+
 impl Mark {
     /// A fresh mark that a decky cannot guess beforehand.
     pub fn draw() -> Self {
         Self(Uuid::new_v4().simple().to_string()[..16].to_owned())
+    }
+
+    /// A fresh mark that begins as all those do that a fleet's workers use in the decky.
+    pub fn of(fleet: &str, decky: &DeckyName) -> Self {
+        Self(Self::common(fleet, decky).0 + &Self::draw().0[COMMON_DIGITS..])
+    }
+
+    /// How all marks begin that a fleet's workers use in the decky.
+    pub fn common(fleet: &str, decky: &DeckyName) -> Self {
+        let digest = sha256_hex(format!("{fleet} {decky}").as_bytes());
+        Self(digest[..COMMON_DIGITS].to_owned())
     }
 
     /// The letters.

@@ -1,6 +1,6 @@
 //! Which deckies the engine has, and whether they have what the actions need.
 
-use super::{Driver, Inside, Mark, Run};
+use super::{Driver, Inside, Run};
 use crate::action::DeckyName;
 use crate::result::{Failure, FailureClass};
 use crate::subprocess::{CommandLine, Ended, RunCommand};
@@ -98,7 +98,7 @@ impl<R: RunCommand> Driver<R> {
 
     /// Tries inside a decky what the kinds of action use there, and leaves no trace.
     pub async fn tools(&self, decky: &DeckyName) -> Result<Tools, Failure> {
-        let mark = Mark::draw();
+        let mark = self.mark(decky);
         let script = trials();
         let ran = self.exec_inside(Inside::new(decky, &["sh", "-c", &script], &mark)).await;
         let run = ran.map_err(|_| Failure::new(FailureClass::Infrastructure, "interrupted"))?;

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
-
 use crate::action::{Action, Invalid};
-use crate::driver::{Aborted, Driver};
+use crate::driver::{Aborted, Attempt, Driver};
 use crate::policy::Policy;
 use crate::result::{ActivityResult, Disposition, Failure, FailureClass, Occasion, Outcome, WorkerIdentity};
 use crate::subprocess::RunCommand;
@@ -62,7 +60,7 @@ pub async fn judge<R: RunCommand>(
     driver: &Driver<R>,
     policy: &Policy,
     decoded: Result<Arc<Action>, Box<Invalid>>,
-    now: DateTime<Utc>,
+    attempt: Attempt,
 ) -> Result<Judged, Aborted> {
     let action = match decoded {
         Ok(action) => action,
@@ -70,7 +68,7 @@ pub async fn judge<R: RunCommand>(
     };
     let outcome = match policy.refusal(&action) {
         Some(message) => Outcome::not_run(&action, Failure::new(FailureClass::Refused, message)),
-        None => driver.perform(&action, now).await?,
+        None => driver.perform(&action, attempt).await?,
     };
     Ok(Judged::Done(action, outcome))
 }

@@ -10,8 +10,10 @@ use crate::broker::Properties;
 
 /// How many deliveries are remembered.
 const ENTRIES_MAX: usize = 10_000;
-/// How many bytes of results are remembered.
-const BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How many bytes of results are remembered, with all that belongs to them.
+const BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What a result takes beside its text: properties, routing key and the places in the tables here.
+const OVERHEAD_BYTES: usize = 600;
 /// How long: twice RabbitMQ's own limit of 30 minutes for a delivery that is not acked.
 const AGE_MAX: Duration = Duration::from_secs(3600);
 
@@ -82,8 +84,8 @@ impl Memory {
 
 fn bytes_of(finished: &Finished) -> usize {
     match finished {
-        Finished::Answered(answer) => answer.body.len(),
-        Finished::Retried => 0,
+        Finished::Answered(answer) => answer.body.capacity() + OVERHEAD_BYTES,
+        Finished::Retried => OVERHEAD_BYTES / 4,
     }
 }
 
@@ -112,7 +114,7 @@ mod tests {
         memory.remember(key(ENTRIES_MAX + 1), Finished::Retried, now + AGE_MAX + Duration::from_secs(1));
         assert!(memory.recall(key(ENTRIES_MAX)).is_none());
         for n in 0..9 {
-            memory.remember(key(n), answer(BYTES_MAX / 8), now + AGE_MAX);
+            memory.remember(key(n), answer(BYTES_MAX / 8 - OVERHEAD_BYTES), now + AGE_MAX);
         }
         assert!(memory.recall(key(0)).is_none());
         assert!(memory.recall(key(8)).is_some());

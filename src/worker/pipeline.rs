@@ -1,27 +1,25 @@
 //! The one place that branches: what happened decides where the delivery goes.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use crate::action::{Action, DecodeOptions, Invalid};
-use crate::backoff::Backoff;
-use crate::broker::{
-    Delivery, HEADER_ATTEMPT, HEADER_FIRST_SEEN, HeaderValue, Properties, Publication, Publish, Settle,
-    Topology,
-};
-use crate::driver::{Aborted, Done, Driver, can_share};
+use crate::action::{Action, DeckyName, DecodeOptions, Invalid};
+use crate::broker::{Delivery, Layout, Properties, Publish, Settle, Topology};
+use crate::driver::{self, Aborted, Driver, can_share};
 use crate::policy::Policy;
 use crate::result::{ActivityResult, Disposition, FailureClass, Occasion, WorkerIdentity};
 use crate::subprocess::RunCommand;
 use crate::worker::breaker::Breakers;
+use crate::worker::company::{Company, Turn};
+use crate::worker::lanes::Alive;
 use crate::worker::memory::{Answer, Finished, Key, Memory};
 use crate::worker::order::Order;
+use crate::worker::outbox::{Grounds, Outbox};
 use crate::worker::{Judged, judge};
 
 /// What the pipeline is told beside its parts.
@@ -35,22 +33,25 @@ pub struct PipelineOptions {
     pub worker: WorkerIdentity,
     /// The limit on decoded content, in bytes.
     pub content_bytes_max: usize,
+    /// How many actions of one decky may be on their way into it at once.
+    pub ahead_max: usize,
 }
 
-/// Takes a decoded delivery to its settlement.
+/// What a message's body turned out to be.
+pub type Decoded = Result<Arc<Action>, Box<Invalid>>;
+
+/// Takes deliveries to their settlement.
 pub struct Pipeline<R, P> {
     driver: Driver<R>,
     policy: Policy,
-    publisher: P,
+    outbox: Outbox<P>,
     options: PipelineOptions,
-    abort: watch::Receiver<bool>,
     memory: Memory,
-    waiting: AtomicUsize,
     settled: Notify,
-    /// Counts how often what had not begun was taken back.
-    recalls: AtomicUsize,
     order: Order,
     breakers: Breakers,
+    /// The deckies in which nothing of an earlier worker runs any more.
+    clear: Mutex<HashSet<DeckyName>>,
 }
 
 /// Where a delivery goes.
@@ -81,34 +82,47 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         abort: watch::Receiver<bool>,
     ) -> Self {
         let driver = driver.abort_when(abort.clone());
+        let outbox = Outbox::new(publisher, options.topology.clone(), options.worker.id.clone(), abort);
         Self {
             driver,
             policy,
-            publisher,
+            outbox,
             options,
-            abort,
             memory: Memory::default(),
-            waiting: AtomicUsize::new(0),
             settled: Notify::new(),
-            recalls: AtomicUsize::new(0),
             order: Order::default(),
             breakers: Breakers::default(),
+            clear: Mutex::default(),
+        }
+    }
+
+    /// Has each decky cleared again before its first redelivered action.
+    pub fn forget_clearances(&self) {
+        self.clear.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Ends what another worker left running in the decky: what it was told last must not come late.
+    ///
+    /// Where workers share a queue each may have something running there, and no order is promised.
+    async fn clear<S>(&self, action: &Action, delivery: &Delivery<S>) {
+        let decky = action.executing_decky();
+        if self.options.topology.layout == Layout::Shared || !delivery.redelivered {
+            return;
+        }
+        if self.clear.lock().unwrap_or_else(PoisonError::into_inner).insert(decky.clone()) {
+            debug!(decky.name = %decky, "ending what an earlier worker may have left there");
+            self.driver.clear(decky).await;
         }
     }
 
     /// How many messages wait for the broker to take them.
     pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
-    }
-
-    /// Has nothing begun any more of what [`Pipeline::process_all`] was given so far.
-    pub fn take_back(&self) {
-        self.recalls.fetch_add(1, Ordering::Relaxed);
+        self.outbox.waiting()
     }
 
     /// Tells that the broker was lost.
     pub fn distrust_broker(&self) {
-        self.publisher.distrust();
+        self.outbox.distrust_broker();
     }
 
     /// Is told whenever a delivery has been settled.
@@ -116,85 +130,204 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         &self.settled
     }
 
-    /// Runs, publishes and settles one delivery; returns when the broker has all of it.
-    async fn process<S: Settle>(&self, decoded: Result<Arc<Action>, Box<Invalid>>, delivery: Delivery<S>) {
-        let key = decoded.as_ref().ok().map(|action| key_of(action, &delivery));
-        let answered = match key.and_then(|key| self.memory.recall(key)) {
-            Some(Finished::Answered(answer)) => {
-                info!(action.id = %answer.properties.message_id.as_deref().unwrap_or_default(), "seen again: answered, not run");
-                self.publish_answer(&answer, &delivery.properties).await
+    /// Checks a message's body.
+    pub fn decode<S>(&self, delivery: &Delivery<S>) -> Decoded {
+        let decode = DecodeOptions {
+            message_id: delivery.properties.message_id.as_deref(),
+            content_bytes_max: self.options.content_bytes_max,
+        };
+        Action::decode(&delivery.body, decode).map(Arc::new)
+    }
+
+    /// Runs what came to the head of a decky's lane, and with it what waits behind it and can share its exec.
+    ///
+    /// What a delivery comes to is published and settled beside the lane; [`Turn::alive`] tells when that is over.
+    pub async fn take<S: Settle + Sync>(self: Arc<Self>, first: Delivery<S>, turn: Turn<S>) {
+        let decoded = self.decode(&first);
+        if let Ok(action) = &decoded {
+            self.clear(action, &first).await;
+        }
+        let has_company = || turn.count(|waiting| waiting.may_share) > 0;
+        match decoded {
+            Ok(action)
+                if self.may_share(&action, &first)
+                    && has_company()
+                    && self.breakers.may_try(action.executing_decky(), Instant::now()) =>
+            {
+                self.take_together(action, first, turn).await;
             }
-            Some(Finished::Retried) => Ok(()),
-            None => match decoded.as_ref().ok().and_then(|action| self.hindrance(action, &delivery)) {
-                Some(Hindrance::Behind(attempt)) => self.put_off(decoded.ok(), &delivery, attempt).await,
-                Some(Hindrance::Paused) => self.retry(decoded.ok(), &delivery, key).await,
+            decoded => self.take_alone(decoded, first, turn.alive()).await,
+        }
+    }
+
+    async fn take_together<S: Settle + Sync>(
+        self: Arc<Self>,
+        action: Arc<Action>,
+        first: Delivery<S>,
+        turn: Turn<S>,
+    ) {
+        let mut company = Company {
+            pipeline: &self,
+            turn: &turn,
+            crowd: first.settle.crowd(),
+            first: Some((action, first)),
+            aside: None,
+            not_begun: Vec::new(),
+            idle_since: None,
+            settled_since: None,
+        };
+        // What was not told of when the program stops at once goes back to its queue.
+        let _ = self.driver.perform_batch(&mut company).await;
+        let Company { aside, not_begun, .. } = company;
+        for delivery in not_begun {
+            self.take_alone(self.decode(&delivery), delivery, turn.alive()).await;
+        }
+        if let Some((decoded, delivery)) = aside {
+            self.take_alone(decoded, delivery, turn.alive()).await;
+        }
+    }
+
+    /// Runs one delivery, or answers it without a run.
+    async fn take_alone<S: Settle>(self: &Arc<Self>, decoded: Decoded, delivery: Delivery<S>, alive: Alive) {
+        if !delivery.settle.is_current() {
+            return;
+        }
+        let key = decoded.as_ref().ok().map(|action| key_of(action, &delivery));
+        let answer = match key.and_then(|key| self.memory.recall(key)) {
+            Some(finished) => Answered::Before(finished),
+            None => match self.hindrance(&decoded, &delivery) {
+                Some(delay) => delay,
                 None => {
-                    let started_at = Utc::now();
-                    match judge(&self.driver, &self.policy, decoded, started_at).await {
-                        Ok(judged) => {
-                            self.note(&judged, delivery.properties.attempt());
-                            self.dispose(judged, &delivery, key, (started_at, Utc::now())).await
-                        }
-                        Err(aborted) => Err(aborted),
-                    }
+                    let began = Utc::now();
+                    let occasion = driver::Attempt { now: began, is_repeat: delivery.is_repeat() };
+                    let judged = match judge(&self.driver, &self.policy, decoded, occasion).await {
+                        Ok(judged) => judged,
+                        Err(Aborted) => return,
+                    };
+                    self.note(&judged, delivery.properties.attempt());
+                    Answered::Now(judged, (began, Utc::now()))
                 }
             },
         };
-        self.settle(answered, delivery).await;
+        self.finish(answer, delivery, alive);
     }
 
-    /// Why the action cannot be tried now, if it cannot.
-    fn hindrance<S>(&self, action: &Action, delivery: &Delivery<S>) -> Option<Hindrance> {
+    /// Has a delivery come again later that waits for a decky where nothing moves: others need its place.
+    pub fn put_off<S: Settle>(self: &Arc<Self>, delivery: Delivery<S>, alive: Alive) {
+        let action = match self.decode(&delivery) {
+            Ok(action) if delivery.settle.is_current() => action,
+            // What is no action keeps no place.
+            decoded => {
+                let pipeline = self.clone();
+                tokio::spawn(async move { pipeline.take_alone(decoded, delivery, alive).await });
+                return;
+            }
+        };
+        let delay = self.options.topology.retry_delay(1);
+        self.order.waits_for_decky(&action, delay, Instant::now());
+        self.finish(Answered::Behind(1), delivery, alive);
+    }
+
+    /// Whether an action can share an exec with others as things are.
+    pub fn may_share<S: Settle>(&self, action: &Action, delivery: &Delivery<S>) -> bool {
+        can_share(action)
+            && delivery.settle.is_current()
+            && self.policy.refusal(action).is_none()
+            && action.expires_at.is_none_or(|expires_at| expires_at > Utc::now())
+            && self.memory.recall(key_of(action, delivery)).is_none()
+            && self.is_in_turn(action, delivery, Instant::now())
+            && self.is_next(action)
+    }
+
+    /// How many actions of one decky may be on their way into it at once.
+    pub fn ahead_max(&self) -> usize {
+        self.options.ahead_max
+    }
+
+    /// Whether nothing that is tried again has to come before it.
+    pub fn is_next(&self, action: &Action) -> bool {
+        self.order.is_next_on_path(action, Instant::now()).is_ok()
+    }
+
+    /// Whether what was put off of its decky lets it through; what is tried again waits for its path alone.
+    fn is_in_turn<S>(&self, action: &Action, delivery: &Delivery<S>, now: Instant) -> bool {
+        delivery.properties.attempt() > 1 || self.order.is_next_of_decky(action, now)
+    }
+
+    /// Takes what a delivery came to where it belongs, and settles it, beside what is done next in its lane.
+    pub fn finish<S: Settle + Sync>(
+        self: &Arc<Self>,
+        answered: Answered,
+        delivery: Delivery<S>,
+        alive: Alive,
+    ) {
+        let pipeline = self.clone();
+        tokio::spawn(async move {
+            let published = pipeline.publish(answered, &delivery).await;
+            pipeline.settle(published, delivery).await;
+            drop(alive);
+        });
+    }
+
+    async fn publish<S: Settle>(&self, answered: Answered, delivery: &Delivery<S>) -> Result<(), Aborted> {
+        match answered {
+            Answered::Now(judged, span) => self.dispose(judged, delivery, span).await,
+            Answered::Before(Finished::Answered(answer)) => {
+                info!(action.id = %answer.properties.message_id.as_deref().unwrap_or_default(), "seen again: answered, not run");
+                self.outbox.result(&answer, &delivery.properties).await
+            }
+            Answered::Before(Finished::Retried) => Ok(()),
+            Answered::Behind(attempt) => {
+                let as_it_is = delivery.properties.attempt();
+                self.outbox.delayed(delivery, attempt, as_it_is, Utc::now()).await
+            }
+            Answered::Untried(key) => self.retry(delivery, Some(key), Utc::now()).await,
+        }
+    }
+
+    /// Why the action cannot be tried now, if it cannot; it then comes again.
+    fn hindrance<S>(&self, decoded: &Decoded, delivery: &Delivery<S>) -> Option<Answered> {
+        let action = decoded.as_ref().ok()?;
         // What is not to be run at all has its answer at once.
         let is_over = action.expires_at.is_some_and(|expires_at| expires_at <= Utc::now());
         if is_over || self.policy.refusal(action).is_some() {
             return None;
         }
-        let now = Instant::now();
-        if let Err(attempt) = self.order.is_next(action, now) {
-            return Some(Hindrance::Behind(attempt));
+        let (now, topology) = (Instant::now(), &self.options.topology);
+        if !self.is_in_turn(action, delivery, now) {
+            debug!(action.id = %action.id, "put off: earlier actions of its decky were");
+            self.order.waits_for_decky(action, topology.retry_delay(1), now);
+            return Some(Answered::Behind(1));
+        }
+        if let Err(attempt) = self.order.is_next_on_path(action, now) {
+            debug!(action.id = %action.id, "put off: an earlier action on its path is tried again first");
+            self.order.waits(action, attempt, topology.retry_delay(attempt), now);
+            return Some(Answered::Behind(attempt));
         }
         // The last attempt is always made: nothing is given up that was not tried.
-        let is_last = delivery.properties.attempt() >= self.options.attempts_max;
-        (!is_last && !self.breakers.may_try(action.executing_decky(), now)).then_some(Hindrance::Paused)
-    }
-
-    /// Has the action come again with the one before it on its path, as the attempt that it is.
-    async fn put_off<S>(
-        &self,
-        action: Option<Arc<Action>>,
-        delivery: &Delivery<S>,
-        attempt_before: u32,
-    ) -> Result<(), Aborted> {
-        if let Some(action) = &action {
-            debug!(action.id = %action.id, "put off: an earlier action on its path is tried again first");
-            let delay = self.options.topology.retry_delay(attempt_before);
-            self.order.waits(action, attempt_before, delay, Instant::now());
+        let attempt = delivery.properties.attempt();
+        if attempt >= self.options.attempts_max || self.breakers.may_try(action.executing_decky(), now) {
+            return None;
         }
-        let queue = self.options.topology.retry_queue(attempt_before);
-        self.publish_delayed(delivery, &queue, delivery.properties.attempt(), Utc::now()).await
+        debug!(action.id = %action.id, decky.name = %action.executing_decky(), attempt, "not tried: the decky is left in peace");
+        self.order.waits(action, attempt, topology.retry_delay(attempt), now);
+        Some(Answered::Untried(key_of(action, delivery)))
     }
 
-    /// Counts an attempt that was not made, on a decky that is left in peace.
     async fn retry<S>(
         &self,
-        action: Option<Arc<Action>>,
         delivery: &Delivery<S>,
         key: Option<Key>,
+        seen_at: DateTime<Utc>,
     ) -> Result<(), Aborted> {
         let attempt = delivery.properties.attempt();
-        if let Some(action) = &action {
-            debug!(action.id = %action.id, decky.name = %action.executing_decky(), attempt, "not tried: the decky is left in peace");
-            let delay = self.options.topology.retry_delay(attempt);
-            self.order.waits(action, attempt, delay, Instant::now());
-        }
-        self.publish_retry(delivery, attempt, Utc::now()).await?;
+        self.outbox.delayed(delivery, attempt, attempt + 1, seen_at).await?;
         self.remember(key, Finished::Retried);
         Ok(())
     }
 
     /// Keeps the order of paths and the state of deckies; before anything else on them is begun.
-    fn note(&self, judged: &Judged, attempt: u32) {
+    pub fn note(&self, judged: &Judged, attempt: u32) {
         let Judged::Done(action, outcome) = judged else { return };
         let decky = action.executing_decky();
         let class = outcome.failure.as_ref().map(|failure| failure.class);
@@ -227,8 +360,8 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
     }
 
     /// A delivery that is not settled goes back to its queue with its channel.
-    async fn settle<S: Settle>(&self, answered: Result<(), Aborted>, delivery: Delivery<S>) {
-        if answered.is_err() {
+    async fn settle<S: Settle>(&self, published: Result<(), Aborted>, delivery: Delivery<S>) {
+        if published.is_err() {
             return;
         }
         if let Err(error) = delivery.settle.ack().await {
@@ -243,28 +376,28 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         &self,
         judged: Judged,
         delivery: &Delivery<S>,
-        key: Option<Key>,
         (started_at, finished_at): (DateTime<Utc>, DateTime<Utc>),
     ) -> Result<(), Aborted> {
         let properties = &delivery.properties;
         let attempt = properties.attempt();
         let occasion = Occasion { attempt, redelivered: delivery.redelivered, started_at, finished_at };
         log(&judged, occasion);
+        let key = match &judged {
+            Judged::Done(action, _) => Some(key_of(action, delivery)),
+            Judged::Invalid(_) => None,
+        };
         let class = judged.failure_class();
         match dispose(class, attempt, self.options.attempts_max) {
             Disposal::Complete => {
                 self.publish_result(judged, Disposition::Completed, occasion, properties, key).await
             }
-            Disposal::Retry => {
-                self.publish_retry(delivery, attempt, occasion.started_at).await?;
-                self.remember(key, Finished::Retried);
-                Ok(())
-            }
+            Disposal::Retry => self.retry(delivery, key, occasion.started_at).await,
             Disposal::DeadLetter(reason) => {
                 let message = judged.failure_message();
                 self.publish_result(judged, Disposition::DeadLettered, occasion, properties, key).await?;
                 let class = class.map_or("", FailureClass::as_str);
-                self.publish_dead_letter(delivery, reason, class, &message, occasion).await
+                let grounds = Grounds { reason, class, message: &message };
+                self.outbox.dead_letter(delivery, grounds, occasion).await
             }
         }
     }
@@ -297,218 +430,24 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             // From here on the action has been run: a redelivery must not run it again.
             self.remember(key, Finished::Answered(answer.clone()));
         }
-        self.publish_answer(&answer, delivered).await
-    }
-
-    async fn publish_answer(&self, answer: &Answer, delivered: &Properties) -> Result<(), Aborted> {
-        let Answer { routing_key, properties, body } = answer;
-        let exchange = self.options.topology.results.as_str();
-        self.publish_until_confirmed(Publication { exchange, routing_key, properties, body }).await?;
-        if let Some(reply_to) = &delivered.reply_to {
-            let copy = Publication { exchange: "", routing_key: reply_to, properties, body };
-            // Who asked for the copy may be gone by now; the result itself is safe.
-            if let Err(error) = self.publisher.publish(copy).await {
-                let id = properties.message_id.as_deref().unwrap_or_default();
-                warn!(action.id = id, "no copy of the result went to reply_to: {error}");
-            }
-        }
-        Ok(())
-    }
-
-    async fn publish_retry<S>(
-        &self,
-        delivery: &Delivery<S>,
-        attempt: u32,
-        seen_at: DateTime<Utc>,
-    ) -> Result<(), Aborted> {
-        let queue = self.options.topology.retry_queue(attempt);
-        self.publish_delayed(delivery, &queue, attempt + 1, seen_at).await
-    }
-
-    async fn publish_delayed<S>(
-        &self,
-        delivery: &Delivery<S>,
-        queue: &str,
-        next_attempt: u32,
-        seen_at: DateTime<Utc>,
-    ) -> Result<(), Aborted> {
-        let mut properties = delivery.properties.clone();
-        properties.headers.insert(HEADER_ATTEMPT.to_owned(), HeaderValue::Integer(next_attempt.into()));
-        properties
-            .headers
-            .entry(HEADER_FIRST_SEEN.to_owned())
-            .or_insert_with(|| HeaderValue::Text(rfc3339(seen_at)));
-        let publication =
-            Publication { exchange: "", routing_key: queue, properties: &properties, body: &delivery.body };
-        self.publish_until_confirmed(publication).await
-    }
-
-    async fn publish_dead_letter<S>(
-        &self,
-        delivery: &Delivery<S>,
-        reason: &str,
-        class: &str,
-        message: &str,
-        occasion: Occasion,
-    ) -> Result<(), Aborted> {
-        let mut properties = delivery.properties.clone();
-        let mut tell = |name: &str, value: HeaderValue| {
-            properties.headers.insert(format!("x-deckswain-{name}"), value);
-        };
-        tell("reason", reason.into());
-        tell("class", class.into());
-        tell("message", message.chars().take(1024).collect::<String>().as_str().into());
-        tell("attempts", HeaderValue::Integer(occasion.attempt.into()));
-        tell("worker", self.options.worker.id.as_str().into());
-        tell("died-at", HeaderValue::Text(rfc3339(occasion.finished_at)));
-        tell("exchange", delivery.exchange.as_str().into());
-        tell("routing-key", delivery.routing_key.as_str().into());
-        let publication = Publication {
-            exchange: &self.options.topology.dead,
-            routing_key: &delivery.routing_key,
-            properties: &properties,
-            body: &delivery.body,
-        };
-        self.publish_until_confirmed(publication).await
-    }
-
-    /// Publishes again and again until the broker has confirmed it: the delivery stays unacked meanwhile.
-    async fn publish_until_confirmed(&self, publication: Publication<'_>) -> Result<(), Aborted> {
-        let Err(error) = self.publisher.publish(publication.clone()).await else { return Ok(()) };
-        // Said once for all that wait, not once an attempt.
-        if self.waiting.fetch_add(1, Ordering::Relaxed) == 0 {
-            warn!(exchange = publication.exchange, "{error}; trying again until the broker takes it");
-        }
-        let published = self.publish_with_backoff(publication).await;
-        if self.waiting.fetch_sub(1, Ordering::Relaxed) == 1 && published.is_ok() {
-            info!("the broker takes messages again: none waits");
-        }
-        published
-    }
-
-    async fn publish_with_backoff(&self, publication: Publication<'_>) -> Result<(), Aborted> {
-        let mut backoff = Backoff::default();
-        let mut abort = self.abort.clone();
-        loop {
-            let pause = tokio::time::sleep(backoff.next_wait());
-            tokio::select! {
-                () = pause => {}
-                Ok(_) = abort.wait_for(|abort| *abort) => return Err(Aborted),
-            }
-            if self.publisher.publish(publication.clone()).await.is_ok() {
-                return Ok(());
-            }
-        }
+        self.outbox.result(&answer, delivered).await
     }
 }
 
-impl<R: RunCommand, P: Publish> Pipeline<R, P> {
-    /// Takes deliveries of one decky to their settlement, in their order; those that can share an exec do.
-    pub async fn process_all<S: Settle + Sync>(self: Arc<Self>, deliveries: Vec<Delivery<S>>) {
-        let recalls = self.recalls.load(Ordering::Relaxed);
-        let mut together: Vec<Shared<S>> = Vec::new();
-        for delivery in deliveries {
-            let decode = DecodeOptions {
-                message_id: delivery.properties.message_id.as_deref(),
-                content_bytes_max: self.options.content_bytes_max,
-            };
-            match Action::decode(&delivery.body, decode) {
-                Ok(action) if self.may_share(&action, &delivery, &together) => {
-                    let key = key_of(&action, &delivery);
-                    together.push(Shared { action: Arc::new(action), key, delivery });
-                }
-                decoded => {
-                    let decoded = decoded.map(Arc::new);
-                    self.clone().process_together(std::mem::take(&mut together), recalls).await;
-                    if self.recalls.load(Ordering::Relaxed) != recalls {
-                        return;
-                    }
-                    self.process(decoded, delivery).await;
-                }
-            }
-        }
-        self.process_together(together, recalls).await;
-    }
-
-    fn may_share<S>(&self, action: &Action, delivery: &Delivery<S>, together: &[Shared<S>]) -> bool {
-        let key = key_of(action, delivery);
-        can_share(action)
-            && self.policy.refusal(action).is_none()
-            && action.expires_at.is_none_or(|expires_at| expires_at > Utc::now())
-            && self.memory.recall(key).is_none()
-            && self.order.is_next(action, Instant::now()).is_ok()
-            && together.iter().all(|shared| shared.key != key)
-    }
-
-    async fn process_together<S: Settle + Sync>(self: Arc<Self>, shared: Vec<Shared<S>>, recalls: usize) {
-        let Some(decky) = shared.first().map(|shared| shared.action.executing_decky().clone()) else {
-            return;
-        };
-        // One that waits alone runs as it always did; and of a decky that is left in peace each is put off.
-        if shared.len() == 1 || !self.breakers.may_try(&decky, Instant::now()) {
-            return self.process_each(shared, recalls).await;
-        }
-        let actions: Vec<Arc<Action>> = shared.iter().map(|shared| shared.action.clone()).collect();
-        let actions: Vec<&Action> = actions.iter().map(AsRef::as_ref).collect();
-        let mut shared: Vec<Option<Shared<S>>> = shared.into_iter().map(Some).collect();
-        // Results are published while the batch goes on.
-        let mut finishing = JoinSet::new();
-        let done = |done: Done| {
-            let Some(Shared { action, delivery, key }) = shared.get_mut(done.index).and_then(Option::take)
-            else {
-                return;
-            };
-            let judged = Judged::Done(action, done.outcome);
-            self.note(&judged, delivery.properties.attempt());
-            let pipeline = self.clone();
-            finishing.spawn(async move {
-                let answered = pipeline.dispose(judged, &delivery, Some(key), done.span).await;
-                pipeline.settle(answered, delivery).await;
-            });
-        };
-        let may_begin = |action: &Action| {
-            self.recalls.load(Ordering::Relaxed) == recalls
-                && self.order.is_next(action, Instant::now()).is_ok()
-        };
-        let performed = self.driver.perform_batch(&actions, Utc::now(), may_begin, done).await;
-        while finishing.join_next().await.is_some() {}
-        if performed.is_ok() {
-            self.process_each(shared.into_iter().flatten().collect(), recalls).await;
-        }
-    }
-
-    /// One after the other; what is taken back meanwhile is not settled, and goes back to its queue.
-    async fn process_each<S: Settle>(&self, shared: Vec<Shared<S>>, recalls: usize) {
-        for Shared { action, delivery, .. } in shared {
-            if self.recalls.load(Ordering::Relaxed) != recalls {
-                return;
-            }
-            self.process(Ok(action), delivery).await;
-        }
-    }
-}
-
-/// Why an action cannot be tried now.
-enum Hindrance {
-    /// One before it on its path waits since its attempt of this number.
+/// What a delivery came to.
+pub enum Answered {
+    /// This, in this span of time.
+    Now(Judged, (DateTime<Utc>, DateTime<Utc>)),
+    /// It has been finished before, and was not run again.
+    Before(Finished),
+    /// One before it on its path waits since its attempt of this number; it comes again after that one.
     Behind(u32),
-    /// Its decky is left in peace.
-    Paused,
-}
-
-/// An action that shares an exec with others.
-struct Shared<S> {
-    action: Arc<Action>,
-    delivery: Delivery<S>,
-    key: Key,
+    /// Its decky is left in peace; it comes again as if it had been tried.
+    Untried(Key),
 }
 
 fn key_of<S>(action: &Action, delivery: &Delivery<S>) -> Key {
     (action.id, delivery.properties.replays(), delivery.properties.attempt())
-}
-
-fn rfc3339(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 fn result_properties(result: &ActivityResult, occasion: Occasion, delivered: &Properties) -> Properties {

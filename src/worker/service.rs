@@ -5,19 +5,24 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use crate::action::Glance;
 use crate::backoff::Backoff;
 use crate::broker::{
-    AmqpConsumer, AmqpPublisher, AmqpSettle, BrokerError, Consume as _, Delivery, Topology, connect,
+    AmqpConsumer, AmqpPublisher, AmqpSettle, BrokerError, Consume as _, Settle as _, Topology,
 };
 use crate::subprocess::RunCommand;
 use crate::worker::Pipeline;
+use crate::worker::company::{Turn, Waiting};
+use crate::worker::intake::{Intake, Residents};
 use crate::worker::lanes::{Lanes, Work};
 
 /// How often the broker is asked for a sign of life.
 const CHECK_INTERVAL: Duration = Duration::from_secs(3);
+/// How often it is looked whether a decky hangs.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+/// A decky where nothing has moved for so long gives way to others.
+const STUCK_TIME: Duration = Duration::from_secs(1);
 /// How long the ending of what runs may take when stopping at once: both ways of ending inside a decky.
 const ABORT_TIME_MAX: Duration = Duration::from_secs(7);
 /// A consumer that lived this long was no failed attempt to connect.
@@ -34,6 +39,8 @@ pub struct ServiceOptions {
     pub concurrency: u16,
     /// How many deliveries are held at once.
     pub prefetch: u16,
+    /// How many may wait for one decky, each for all before it to run out of time.
+    pub waiting_max: usize,
     /// How long what runs may go on after the first request to stop.
     pub grace: Duration,
 }
@@ -55,21 +62,22 @@ pub struct Service<R: RunCommand> {
     pipeline: Arc<Pipeline<R, AmqpPublisher>>,
     abort: watch::Sender<bool>,
     stop: watch::Receiver<Stop>,
-    lanes: Lanes<Turn<R>>,
-    /// Whether this process has settled a delivery: until then a redelivered one may be what ended its predecessor.
-    proven: bool,
+    lanes: Lanes<Take<R>>,
+    intake: Intake,
 }
 
 impl<R: RunCommand> Service<R> {
-    /// A service over `pipeline`, which `abort` cuts short.
+    /// A service over `pipeline`, which `abort` cuts short; `residents` are needed where each decky has its queue.
     pub fn new(
         options: ServiceOptions,
         pipeline: Arc<Pipeline<R, AmqpPublisher>>,
         abort: watch::Sender<bool>,
         stop: watch::Receiver<Stop>,
+        residents: Option<Residents>,
     ) -> Self {
-        let lanes = Lanes::new(Arc::new(Turn(pipeline.clone())), options.concurrency.into());
-        Self { options, pipeline, abort, stop, lanes, proven: false }
+        let lanes = Lanes::new(Arc::new(Take(pipeline.clone())), options.concurrency.into());
+        let intake = Intake::new(options.topology.clone(), options.prefetch, residents);
+        Self { options, pipeline, abort, stop, lanes, intake }
     }
 
     /// Consumes until told to stop; `Err` is what cannot get better by waiting, found before anything was consumed.
@@ -89,11 +97,8 @@ impl<R: RunCommand> Service<R> {
                 Ended::NotConnected(error) => error.to_string(),
                 Ended::Lost(error) => {
                     ever_connected = true;
-                    if !matches!(error, BrokerError::QueueGone) {
-                        // The broker delivers again what has not begun.
-                        self.lanes.forget_waiting();
-                        self.pipeline.take_back();
-                    }
+                    // The broker delivers again what has not begun.
+                    self.lanes.forget_waiting(|waiting| !waiting.delivery.settle.is_current());
                     self.pipeline.distrust_broker();
                     if began.elapsed() > STEADY_TIME {
                         backoff = Backoff::default();
@@ -118,10 +123,9 @@ impl<R: RunCommand> Service<R> {
 
     /// One life of a consumer.
     async fn consume(&mut self) -> Ended {
-        let prefetch = if self.proven { self.options.prefetch } else { 1 };
         let mut stop = self.stop.clone();
         let connected = tokio::select! {
-            connected = connect(&self.options.broker_url, &self.options.topology, prefetch) => connected,
+            connected = AmqpConsumer::connect(&self.options.broker_url, &self.options.topology) => connected,
             _ = stop.wait_for(|stop| *stop != Stop::No) => {
                 self.drain().await;
                 return Ended::Stopped;
@@ -131,8 +135,12 @@ impl<R: RunCommand> Service<R> {
             Ok(consumer) => consumer,
             Err(error) => return Ended::NotConnected(error),
         };
-        info!("consuming from {}", self.options.topology.actions);
-        match self.take_deliveries(&mut consumer).await {
+        let begun = self.intake.begin(&mut consumer).await;
+        let ended = match begun {
+            Ok(()) => self.take_deliveries(&mut consumer).await,
+            Err(error) => return Ended::NotConnected(error),
+        };
+        match ended {
             Ok(()) => {
                 consumer.cancel().await;
                 self.drain().await;
@@ -140,6 +148,7 @@ impl<R: RunCommand> Service<R> {
                 Ended::Stopped
             }
             Err(error) => {
+                consumer.lose(&error);
                 // A mute broker does not answer a close either, and the next connection need not wait for it.
                 tokio::spawn(consumer.close());
                 Ended::Lost(error)
@@ -152,22 +161,35 @@ impl<R: RunCommand> Service<R> {
         let mut stop_check = self.stop.clone();
         let mut checks = interval(CHECK_INTERVAL);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sweeps = interval(SWEEP_INTERVAL);
+        sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let pipeline = self.pipeline.clone();
+        pipeline.forget_clearances();
         loop {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),
-                () = pipeline.settled().notified(), if !self.proven => self.open_up(consumer).await?,
+                () = pipeline.settled().notified(), if self.intake.is_careful() => {
+                    self.intake.open_further(consumer).await?;
+                }
+                cue = self.intake.cue() => {
+                    self.intake.follow(cue, consumer).await?;
+                    // What was given up goes back to its queue once nothing here holds it any more.
+                    self.lanes.forget_waiting(|waiting| !waiting.delivery.settle.is_current());
+                }
                 next = consumer.next() => {
                     let delivery = next?;
-                    if !self.proven && !delivery.redelivered {
-                        self.open_up(consumer).await?;
-                    } else if !self.proven {
-                        warn!("the first delivery has been delivered before: taking one at a time until one is settled");
+                    if self.intake.is_careful() && !delivery.redelivered {
+                        self.intake.open_up(consumer).await?;
+                    } else if self.intake.is_careful() {
+                        debug!("delivered before: taking few at a time until some are settled");
                     }
-                    let waiting = Waiting::new(delivery);
-                    self.lanes.push(waiting.decky.clone(), waiting);
+                    if delivery.settle.is_current() {
+                        let waiting = Waiting::new(delivery);
+                        self.lanes.push(waiting.decky.clone(), waiting);
+                    }
                 }
+                _ = sweeps.tick() => self.put_off_stuck(),
                 _ = checks.tick() => tokio::select! {
                     checked = consumer.check() => checked?,
                     _ = stop_check.wait_for(|stop| *stop != Stop::No) => return Ok(()),
@@ -176,15 +198,17 @@ impl<R: RunCommand> Service<R> {
         }
     }
 
-    async fn open_up(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
-        self.proven = true;
-        consumer.open_up(self.options.prefetch).await
+    /// Makes room where a decky that hangs holds what others could do with.
+    fn put_off_stuck(&self) {
+        let holds_up = |waiting: &Waiting<AmqpSettle>| waiting.delivery.settle.crowd().is_full();
+        for waiting in self.lanes.take_stuck(STUCK_TIME, holds_up, self.options.waiting_max) {
+            self.pipeline.put_off(waiting.delivery, self.lanes.alive());
+        }
     }
 
     /// Finishes what runs within the grace; after that, or when asked again, ends it on both sides.
     async fn drain(&mut self) {
         info!("stopping: finishing what runs");
-        self.pipeline.take_back();
         let mut stop = self.stop.clone();
         let finished = tokio::select! {
             finished = timeout(self.options.grace, self.lanes.finish()) => finished.is_ok(),
@@ -204,44 +228,14 @@ impl<R: RunCommand> Service<R> {
     }
 }
 
-/// The largest body that may wait for company, in bytes; a larger one gains nothing by it.
-const SHARED_BODY_BYTES_MAX: usize = 48 * 1024;
-/// How many actions share an exec at most, and how many bytes of bodies.
-const SHARED_ACTIONS_MAX: usize = 256;
-const SHARED_BYTES_MAX: usize = 1024 * 1024;
-
-/// A delivery in its lane. It is decoded when its turn comes, so that what waits is held once.
-struct Waiting {
-    decky: String,
-    may_share: bool,
-    delivery: Delivery<AmqpSettle>,
-}
-
-impl Waiting {
-    fn new(delivery: Delivery<AmqpSettle>) -> Self {
-        let glance = Glance::at(&delivery.body);
-        let may_share = matches!(glance.kind.as_str(), "file" | "edit" | "remove")
-            && delivery.body.len() <= SHARED_BODY_BYTES_MAX;
-        Self { decky: glance.executing_decky, may_share, delivery }
-    }
-}
-
 /// What the lanes are for.
-struct Turn<R>(Arc<Pipeline<R, AmqpPublisher>>);
+struct Take<R>(Arc<Pipeline<R, AmqpPublisher>>);
 
-impl<R: RunCommand> Work for Turn<R> {
-    type Item = Waiting;
+impl<R: RunCommand> Work for Take<R> {
+    type Item = Waiting<AmqpSettle>;
 
-    fn joins(&self, taken: &[Waiting], next: &Waiting) -> bool {
-        let bytes: usize = taken.iter().map(|waiting| waiting.delivery.body.len()).sum();
-        next.may_share
-            && taken.last().is_none_or(|waiting| waiting.may_share)
-            && taken.len() < SHARED_ACTIONS_MAX
-            && bytes + next.delivery.body.len() <= SHARED_BYTES_MAX
-    }
-
-    async fn work(&self, items: Vec<Waiting>) {
-        self.0.clone().process_all(items.into_iter().map(|waiting| waiting.delivery).collect()).await;
+    async fn work(&self, first: Waiting<AmqpSettle>, turn: Turn<AmqpSettle>) {
+        self.0.clone().take(first.delivery, turn).await;
     }
 }
 

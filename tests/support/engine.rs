@@ -19,13 +19,15 @@ pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// A client program that keeps a record of its calls and misbehaves when a file tells it to.
 ///
-/// Of a batch it takes the path of each line. The files: `slow` holds seconds a call takes; while `hang` is there no call ends; `poison` holds
+/// Of a batch it takes the path of each line. The files: `slow` holds seconds a call takes; while `hang` is there no call ends, while `hang-in` holds a container none there; `poison` holds
 /// the path whose call kills its worker; `engine-stopped` and `container-stopped` (which holds the
 /// container's name) fail as docker does.
 const CLIENT: &str = r#"#!/bin/sh
 cd 'FOLDER' || exit 1
+all=" $* "
 for p; do :; done
-case $p in /m/* | *'while read -r l'*) ;; *) printf gone; exit 0 ;; esac
+case $* in *'while read -r l'*) p=batch ;; esac
+case $p in /m/* | batch) ;; *) printf gone; exit 0 ;; esac
 if [ -e engine-stopped ]; then
     echo 'Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?' >&2
     exit 1
@@ -38,6 +40,7 @@ printf 'begin %s\n' "$p" >>record
 if [ -e poison ] && read -r bad <poison && [ "$p" = "$bad" ]; then kill -9 "$PPID"; exit 1; fi
 if [ -e slow ] && read -r seconds <slow; then sleep "$seconds"; fi
 while [ -e hang ]; do sleep 0.05; done
+while [ -e hang-in ] && read -r c <hang-in; do case $all in *" $c "*) sleep 0.05 ;; *) break ;; esac; done
 printf 'end %s\n' "$p" >>record
 }
 case $p in /m/*) act; exit ;; esac
@@ -94,6 +97,12 @@ impl Engine {
             *calls.entry(path.trim().to_owned()).or_default() += 1;
         }
         calls
+    }
+
+    /// The paths of all calls in the order in which they began.
+    pub fn begun(&self) -> Vec<String> {
+        let record = std::fs::read_to_string(self.0.path().join("record")).unwrap_or_default();
+        record.lines().filter_map(|line| line.strip_prefix("begin ")).map(ToOwned::to_owned).collect()
     }
 
     /// Waits until so many different actions have begun or ended.

@@ -48,6 +48,8 @@ pub struct Cell {
     /// Where the worker finds the broker: a proxy may stand between.
     pub broker_of_worker: String,
     pub deckies: usize,
+    /// The queues that are empty when nothing is left to do.
+    pub queues: Vec<String>,
     paths: BTreeMap<String, String>,
     found: Found,
     again: Option<Duration>,
@@ -58,6 +60,8 @@ pub struct Verdict {
     pub run_twice: usize,
     pub results_twice: usize,
     pub dead: HashMap<String, Delivery>,
+    /// The paths of all runs in the order in which they began.
+    pub begun: Vec<String>,
 }
 
 impl Cell {
@@ -74,6 +78,7 @@ impl Cell {
             broker: broker.to_owned(),
             broker_of_worker: broker.to_owned(),
             deckies: 10,
+            queues: vec!["actions".to_owned()],
             paths: BTreeMap::new(),
             found: Found::default(),
             again: None,
@@ -118,7 +123,8 @@ impl Cell {
             let action = json!({"kind": "remove", "dst_uuid": "d-1", "dst_name": decky, "path": path, "action_id": id});
             let properties = BasicProperties::default().with_delivery_mode(2);
             let body = action.to_string();
-            channel.basic_publish(&exchange, "decky.x", options, body.as_bytes(), properties).await.unwrap();
+            let key = format!("decky.{decky}");
+            channel.basic_publish(&exchange, &key, options, body.as_bytes(), properties).await.unwrap();
             self.paths.insert(id.clone(), path);
             self.found.open.insert(id.clone());
             ids.push(id);
@@ -241,7 +247,7 @@ impl Cell {
         }
         let run_twice = self.engine.calls("begin").values().filter(|runs| **runs > 1).count();
         self.print(run_twice, results_twice);
-        Verdict { run_twice, results_twice, dead: self.found.dead }
+        Verdict { run_twice, results_twice, dead: self.found.dead, begun: self.engine.begun() }
     }
 
     /// Takes what the workers published beyond one message an action.
@@ -249,7 +255,9 @@ impl Cell {
         let so_far = self.found.messages;
         let waiting = self.count("results").await + self.count("dead").await;
         self.collect_until(|found| found.messages >= so_far + waiting).await;
-        assert_eq!(self.count("actions").await, 0, "{}: nothing is left to do", self.name);
+        for queue in &self.queues {
+            assert_eq!(self.count(queue).await, 0, "{}: nothing is left to do", self.name);
+        }
     }
 
     fn print(&self, run_twice: usize, results_twice: usize) {

@@ -85,7 +85,7 @@ impl OwnDecky {
         Self::start_as(name, &format!("-ssh-{}", &Uuid::new_v4().simple().to_string()[..8]))
     }
 
-    fn start_as(name: &str, suffix: &str) -> Self {
+    pub fn start_as(name: &str, suffix: &str) -> Self {
         let decky = Self { name: name.to_owned(), suffix: suffix.to_owned() };
         let container = decky.container();
         let label = format!("run.pid={}", std::process::id());

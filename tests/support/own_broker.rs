@@ -10,14 +10,23 @@ use super::part;
 /// The broker, ended when it goes out of scope.
 pub struct OwnBroker {
     folder: PathBuf,
+    plugins: String,
     pub url: String,
 }
 
 impl OwnBroker {
     pub fn start() -> Self {
+        Self::start_with("rabbitmq_consistent_hash_exchange")
+    }
+
+    pub fn start_without_plugins() -> Self {
+        Self::start_with("")
+    }
+
+    fn start_with(plugins: &str) -> Self {
         // `scripts/parts down` ends what a killed test leaves here.
         let folder = Path::new(&part("PARTS_DIR")).join(format!("own-broker.{}", Uuid::new_v4().simple()));
-        let mut broker = Self { folder, url: String::new() };
+        let mut broker = Self { folder, url: String::new(), plugins: plugins.to_owned() };
         broker.up();
         broker.url = broker.told("DECKSWAIN_BROKER");
         broker
@@ -25,7 +34,7 @@ impl OwnBroker {
 
     /// Starts it, or starts it again on its ports.
     pub fn up(&self) {
-        script(&["up", self.folder.to_str().unwrap()]);
+        script(&["up", self.folder.to_str().unwrap()], &self.plugins);
     }
 
     fn told(&self, name: &str) -> String {
@@ -67,14 +76,15 @@ impl OwnBroker {
 
 impl Drop for OwnBroker {
     fn drop(&mut self) {
-        script(&["down", self.folder.to_str().unwrap()]);
+        script(&["down", self.folder.to_str().unwrap()], "");
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
-fn script(arguments: &[&str]) {
+fn script(arguments: &[&str], plugins: &str) {
     let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker"));
-    let status = command.args(arguments).stdin(Stdio::null()).status().unwrap();
+    let status =
+        command.args(arguments).env("BROKER_PLUGINS", plugins).stdin(Stdio::null()).status().unwrap();
     assert!(status.success(), "scripts/broker {arguments:?}");
 }
 

@@ -34,6 +34,11 @@ pub fn tool_fed(cell: &Cell, arguments: &[&str], input: &str) -> Output {
     output
 }
 
+/// `deckswain` on the broker of the whole suite.
+pub fn on_suite(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_deckswain")).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }

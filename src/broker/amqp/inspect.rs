@@ -6,8 +6,8 @@ use lapin::Connection;
 use tokio::time::timeout;
 
 use super::{
-    ACCESS_REFUSED, ANSWER_TIME_MAX, NOT_FOUND, PRECONDITION_FAILED, answer, declare, declare_exchange,
-    declare_queue, no_answer, open, reply_code,
+    ACCESS_REFUSED, ANSWER_TIME_MAX, NOT_FOUND, PRECONDITION_FAILED, answer, bind_exchanges, declare,
+    declare_exchange, declare_queue, no_answer, open, reply_code, take_over,
 };
 use crate::broker::{BrokerError, Topology};
 
@@ -32,6 +32,8 @@ pub async fn inspect(url: &str, topology: &Topology, make: bool) -> Result<Vec<S
     // With something that differs nothing is declared: the rest would have to be mended with it.
     if make && !states.iter().any(|state| matches!(state, State::Differs(_))) {
         declare(&connection, topology).await?;
+        bind_exchanges(&connection, topology).await?;
+        take_over(&connection, topology).await?;
         states = look(&connection, topology).await?;
     }
     answer("close the connection", connection.close(200, "done")).await?;
@@ -40,9 +42,9 @@ pub async fn inspect(url: &str, topology: &Topology, make: bool) -> Result<Vec<S
 
 async fn look(connection: &Connection, topology: &Topology) -> Result<Vec<State>, BrokerError> {
     let mut states = Vec::new();
-    for name in topology.exchanges() {
-        let declare = |passive| declare_exchange(connection, name, passive);
-        states.push(state(name, declare(true), declare(false)).await?);
+    for exchange in &topology.exchanges() {
+        let declare = |passive| declare_exchange(connection, exchange, passive);
+        states.push(state(&exchange.name, declare(true), declare(false)).await?);
     }
     for queue in &topology.queues() {
         let declare = |passive| async move { declare_queue(connection, queue, passive).await.map(|_| ()) };

@@ -65,11 +65,14 @@ pub async fn lacking(url: &str, topology: &Topology) -> Result<Vec<Lacking>, Bro
             note(Permission::Configure, &queue.name, may);
         }
     }
-    for exchange in [&topology.actions, &topology.results, &topology.dead, ""] {
+    let retries = topology.retry_route(1).exchange;
+    for exchange in [&topology.actions, &topology.results, &topology.dead, "", &retries] {
         note(Permission::Write, exchange, ask(&connection, |channel| publish(channel, exchange)).await?);
     }
-    let queue = &topology.actions;
-    note(Permission::Read, queue, ask(&connection, |channel| consume(channel, queue)).await?);
+    for queue in topology.action_queues().iter().chain(&topology.workers_queue()) {
+        let may = ask(&connection, |channel| consume(channel, &queue.name)).await?;
+        note(Permission::Read, &queue.name, may);
+    }
     answer("close the connection", connection.close(200, "done")).await?;
     Ok(lacking)
 }

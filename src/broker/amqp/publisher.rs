@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::{
-    ANSWER_TIME_MAX, NOT_FOUND, answer, convert, declare, declare_exchange, no_answer, not_there, open,
+    ANSWER_TIME_MAX, NOT_FOUND, answer, convert, declare, no_answer, not_there, open, passive_exchange,
     reply_code, said,
 };
 use crate::broker::{BrokerError, Publication, Publish, PublishError, Topology};
@@ -109,7 +109,7 @@ impl AmqpPublisher {
         self.give_back(channel).await;
         let state = self.state.lock().await;
         let Some(connection) = &state.connection else { return Ok(()) };
-        match timeout(ANSWER_TIME_MAX, declare_exchange(connection, exchange, true)).await {
+        match timeout(ANSWER_TIME_MAX, passive_exchange(connection, exchange)).await {
             Ok(Err(error)) if reply_code(&error) == Some(NOT_FOUND) => Err(not_there("exchange", exchange)),
             Ok(looked) => answer(&format!("look at {exchange}"), std::future::ready(looked)).await,
             Err(_) => Err(no_answer(&format!("look at {exchange}"), ANSWER_TIME_MAX)),

@@ -1,17 +1,17 @@
 //! Going through a queue without taking from it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_lite::StreamExt as _;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    ANSWER_TIME_MAX, AmqpSettle, NOT_FOUND, answer, away, declare_queue, delivery_from, no_answer, not_there,
-    open, reply_code, said,
+    ANSWER_TIME_MAX, AmqpSettle, NOT_FOUND, Source, answer, away, declare_queue, delivery_from, no_answer,
+    not_there, open, reply_code, said,
 };
 use crate::broker::{BrokerError, Delivery, Queue};
 
@@ -35,7 +35,7 @@ pub struct QueueWalk {
     closing: bool,
     left: u32,
     seen: u32,
-    life: watch::Sender<()>,
+    source: Arc<Source>,
 }
 
 impl QueueWalk {
@@ -44,7 +44,6 @@ impl QueueWalk {
     pub async fn begin(url: &str, queue: &Queue) -> Result<Self, BrokerError> {
         let connection = open(url, "deckswain browse").await?;
         let left = count(&connection, queue).await?;
-        let (life, _) = watch::channel(());
         let (channels, consumer) = (Vec::new(), None);
         Ok(Self {
             connection,
@@ -55,7 +54,7 @@ impl QueueWalk {
             closing: false,
             left,
             seen: 0,
-            life,
+            source: Source::new(HELD_PER_CHANNEL_MAX),
         })
     }
 
@@ -83,7 +82,7 @@ impl QueueWalk {
                     self.left -= 1;
                     self.seen += 1;
                     self.on_channel = self.on_channel.saturating_add(1);
-                    return Ok(Some(delivery_from(delivery, &self.life)));
+                    return Ok(Some(delivery_from(delivery, &self.source)));
                 }
                 Ok(Some(Err(error))) => {
                     let what = format!("failed to read {}", self.queue.name);

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 
 use super::DeadLetter;
 use crate::action::Glance;
-use crate::broker::{Death, HEADER_ATTEMPT, HEADER_FIRST_SEEN, HEADER_REPLAYS, HeaderValue, Properties};
+use crate::broker::{
+    Death, HEADER_ATTEMPT, HEADER_DELAY, HEADER_FIRST_SEEN, HEADER_REPLAYS, HeaderValue, Properties,
+};
 use crate::cli::input::with_fields;
 use crate::cli::output::plain;
 use crate::result::base64_text;
@@ -48,6 +50,12 @@ impl Letter {
         {
             (reason, message) = (death.reason.replace('_', "-"), in_words(death));
             died_at = death.at;
+        }
+        // The broker hands on what no decky's queue is bound for just as it was published.
+        if reason.is_empty() && delivery.exchange.ends_with(".actions") {
+            reason = "unclaimed".to_owned();
+            message = "no worker has taken actions for its decky".to_owned();
+            died_at = properties.timestamp;
         }
         let attempts = match ours(properties, "attempts") {
             Some(HeaderValue::Integer(attempts)) => Some(*attempts),
@@ -166,8 +174,11 @@ fn in_words(death: &Death) -> String {
 
 /// The routing key and the properties of an action that is tried anew.
 pub fn to_replay(delivery: &DeadLetter) -> (String, Properties) {
-    let given = ours(&delivery.properties, "routing-key").and_then(HeaderValue::as_text);
-    let routing_key = given.unwrap_or(&delivery.routing_key).to_owned();
+    // The action itself says it best: a retry may have come by a queue's name.
+    let routing_key = Glance::at(&delivery.body).routing_key().unwrap_or_else(|| {
+        let given = ours(&delivery.properties, "routing-key").and_then(HeaderValue::as_text);
+        given.unwrap_or(&delivery.routing_key).to_owned()
+    });
     let mut properties = delivery.properties.clone();
     let replays = properties.replays() + 1;
     properties.headers.retain(|name, _| !is_bookkeeping(name));
@@ -181,5 +192,6 @@ fn is_bookkeeping(name: &str) -> bool {
     of_ours
         || name == HEADER_ATTEMPT
         || name == HEADER_FIRST_SEEN
+        || name == HEADER_DELAY
         || of_broker.iter().any(|own| name.starts_with(own))
 }

@@ -1,0 +1,299 @@
+//! Deliveries of one or more queues, each by a channel of its own.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_lite::StreamExt as _;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection, Consumer};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::settle::{AmqpSettle, Life, Source, delivery_from};
+use super::{
+    ANSWER_TIME_MAX, CHECK_TIME_MAX, NOT_FOUND, answer, away, bind_exchanges, bring_about, declare, explain,
+    no_answer, open, reply_code, said, take_over,
+};
+use crate::broker::{BrokerError, Consume, Delivery, Layout, Queue, Topology};
+
+/// Takes deliveries from the queues that it is told to.
+///
+/// Publishing has a connection of its own, as a broker under a memory alarm blocks a
+/// connection that publishes as a whole, acks on it too.
+pub struct AmqpConsumer {
+    connection: Connection,
+    /// For what is asked beside the deliveries.
+    asking: Channel,
+    /// A queue that is there as long as the topology is.
+    landmark: String,
+    /// Counted by the other workers for as long as it is there.
+    presence: Option<Consumer>,
+    feeds: HashMap<String, Feed>,
+    sender: mpsc::UnboundedSender<Event>,
+    events: mpsc::UnboundedReceiver<Event>,
+}
+
+/// One queue that is consumed.
+struct Feed {
+    channel: Channel,
+    tag: String,
+    source: Arc<Source>,
+    /// Set while this program itself ends the consumer.
+    cancelling: Arc<AtomicBool>,
+    forwarding: JoinHandle<()>,
+    has_delivered: bool,
+}
+
+enum Event {
+    Delivery(String, Delivery<AmqpSettle>),
+    Ended(String, BrokerError),
+}
+
+/// What a queue holds, and how many consume from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Depth {
+    /// How many messages wait.
+    pub messages: u32,
+    /// How many consumers there are, on all connections.
+    pub consumers: u32,
+}
+
+impl AmqpConsumer {
+    /// Connects and brings about what the topology names; nothing is consumed yet.
+    pub async fn connect(url: &str, topology: &Topology) -> Result<Self, BrokerError> {
+        let connection = open(url, "deckswain consume").await?;
+        declare(&connection, topology).await?;
+        bind_exchanges(&connection, topology).await?;
+        take_over(&connection, topology).await?;
+        let asking = answer("open a channel", connection.create_channel()).await?;
+        let presence = match topology.workers_queue() {
+            Some(queue) => Some(consume(&asking, &queue.name).await?),
+            None => None,
+        };
+        let landmark = match topology.layout {
+            Layout::Shared => topology.actions.clone(),
+            Layout::Partitioned(_) | Layout::Local => topology.dead.clone(),
+        };
+        let (sender, events) = mpsc::unbounded_channel();
+        let feeds = HashMap::new();
+        Ok(Self { connection, asking, landmark, presence, feeds, sender, events })
+    }
+
+    /// Declares a queue and binds it.
+    pub async fn bring_about(&self, queue: &Queue) -> Result<(), BrokerError> {
+        bring_about(&self.connection, queue).await
+    }
+
+    /// Consumes from a queue, at most `prefetch` deliveries at once.
+    pub async fn open(&mut self, queue: &str, prefetch: u16) -> Result<(), BrokerError> {
+        let channel = answer("open a channel", self.connection.create_channel()).await?;
+        answer("set the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+        let consumer = consume(&channel, queue).await?;
+        let (source, cancelling) = (Source::new(prefetch), Arc::new(AtomicBool::new(false)));
+        let tag = consumer.tag().to_string();
+        let forwarding = self.forward(queue, consumer, &source, &cancelling);
+        let feed = Feed { channel, tag, source, cancelling, forwarding, has_delivered: false };
+        self.feeds.insert(queue.to_owned(), feed);
+        Ok(())
+    }
+
+    fn forward(
+        &self,
+        queue: &str,
+        consumer: Consumer,
+        source: &Arc<Source>,
+        cancelling: &Arc<AtomicBool>,
+    ) -> JoinHandle<()> {
+        let (queue, source, cancelling) = (queue.to_owned(), source.clone(), cancelling.clone());
+        tokio::spawn(forward(queue, consumer, source, cancelling, self.sender.clone()))
+    }
+
+    /// Asks for up to `prefetch` deliveries of an open queue at once from here on.
+    ///
+    /// A quorum queue takes a new limit only from a new consumer.
+    pub async fn open_up(&mut self, queue: &str, prefetch: u16) -> Result<(), BrokerError> {
+        let Some(mut feed) = self.feeds.remove(queue) else { return Ok(()) };
+        feed.cancel().await;
+        // What was on its way when the old consumer ended is handed out before anything new.
+        let _ = timeout(ANSWER_TIME_MAX, &mut feed.forwarding).await;
+        feed.cancelling.store(false, Ordering::Relaxed);
+        answer("set the prefetch", feed.channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+        let consumer = consume(&feed.channel, queue).await?;
+        feed.tag = consumer.tag().to_string();
+        feed.source.prefetch.store(prefetch.into(), Ordering::Relaxed);
+        feed.forwarding = self.forward(queue, consumer, &feed.source, &feed.cancelling);
+        self.feeds.insert(queue.to_owned(), feed);
+        Ok(())
+    }
+
+    /// The queues that are consumed, each with whether anything came from it.
+    pub fn queues(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.feeds.iter().map(|(queue, feed)| (queue.as_str(), feed.has_delivered))
+    }
+
+    /// Gives a queue up to others: what has begun is still settled, and then the rest goes back, in its order.
+    ///
+    /// Another consumer gets nothing before that: with a single active consumer, closing the channel is
+    /// what hands the queue on.
+    pub fn withdraw(&mut self, queue: &str) {
+        let Some(feed) = self.feeds.remove(queue) else { return };
+        feed.end(Life::Withdrawn);
+        let queue = queue.to_owned();
+        tokio::spawn(async move {
+            // Each delivery that is not settled or dropped yet looks at this.
+            feed.source.life.closed().await;
+            feed.close(&queue).await;
+        });
+    }
+
+    /// What queues hold, and how many consume from them.
+    pub async fn survey(&self, queues: &[Queue]) -> Result<Vec<Depth>, BrokerError> {
+        let mut depths = Vec::with_capacity(queues.len());
+        for queue in queues {
+            let options =
+                QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
+            let look = self.asking.queue_declare(&queue.name, options, FieldTable::default());
+            let declared = answer(&format!("look at {}", queue.name), look).await?;
+            depths.push(Depth { messages: declared.message_count(), consumers: declared.consumer_count() });
+        }
+        Ok(depths)
+    }
+
+    /// Asks the broker for a sign of life: of a peer that went mute nobody is told.
+    pub async fn check(&self) -> Result<(), BrokerError> {
+        let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
+        let look = self.asking.queue_declare(&self.landmark, options, FieldTable::default());
+        match timeout(CHECK_TIME_MAX, look).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) if reply_code(&error) == Some(NOT_FOUND) => Err(BrokerError::QueueGone),
+            Ok(Err(error)) => Err(explain("hear from the broker", &error)),
+            Err(_) => Err(no_answer("hear from the broker", CHECK_TIME_MAX)),
+        }
+    }
+
+    /// Tells the deliveries what `error` means for them.
+    pub fn lose(&mut self, error: &BrokerError) {
+        for (queue, feed) in &self.feeds {
+            let is_gone = matches!(error, BrokerError::QueueGone) && *queue == self.landmark;
+            feed.end(if is_gone { Life::Orphaned } else { Life::Lost });
+        }
+    }
+
+    /// Closes the connection; what is not settled goes back to its queue.
+    pub async fn close(self) {
+        // The channels first: the connection's close can overtake acks. A broker that no longer
+        // answers has dropped the connection, or soon will.
+        let closing = self.feeds.into_iter().map(|(queue, feed)| async move { feed.close(&queue).await });
+        let mut closing: tokio::task::JoinSet<()> = closing.collect();
+        while closing.join_next().await.is_some() {}
+        drop(self.presence);
+        let _ = timeout(ANSWER_TIME_MAX, self.connection.close(200, "done")).await;
+    }
+}
+
+impl Feed {
+    /// Tells the deliveries what has become of their consumer; who has none to lose is told nothing.
+    fn end(&self, end: Life) {
+        self.source.life.send_if_modified(|life| {
+            let is_news = match *life {
+                Life::Current => true,
+                Life::Withdrawn => end == Life::Lost,
+                Life::Lost | Life::Orphaned => false,
+            };
+            if is_news {
+                *life = end;
+            }
+            is_news
+        });
+    }
+
+    async fn cancel(&self) {
+        self.cancelling.store(true, Ordering::Relaxed);
+        let cancel = self.channel.basic_cancel(self.tag.as_str(), BasicCancelOptions::default());
+        // Where this fails the consumer is gone already.
+        let _ = timeout(ANSWER_TIME_MAX, cancel).await;
+    }
+
+    async fn close(self, queue: &str) {
+        self.cancelling.store(true, Ordering::Relaxed);
+        // Its answer shows that the broker has seen the acks before it.
+        let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
+        let seen = self.channel.queue_declare(queue, options, FieldTable::default());
+        let _ = timeout(ANSWER_TIME_MAX, seen).await;
+        if timeout(ANSWER_TIME_MAX, self.channel.close(200, "done")).await.is_err() {
+            debug!("no answer to the end of consuming from {queue}");
+        }
+        self.end(Life::Lost);
+        self.forwarding.abort();
+    }
+}
+
+async fn consume(channel: &Channel, queue: &str) -> Result<Consumer, BrokerError> {
+    let consume = channel.basic_consume(queue, "", BasicConsumeOptions::default(), FieldTable::default());
+    answer(&format!("consume from {queue}"), consume).await
+}
+
+/// Hands on what a consumer gets, until it ends.
+async fn forward(
+    queue: String,
+    mut consumer: Consumer,
+    source: Arc<Source>,
+    cancelling: Arc<AtomicBool>,
+    events: mpsc::UnboundedSender<Event>,
+) {
+    let error = loop {
+        match consumer.next().await {
+            Some(Ok(delivery)) => {
+                // Of a queue that is given up nothing more is begun.
+                if source.is(Life::Current) {
+                    let _ = events.send(Event::Delivery(queue.clone(), delivery_from(delivery, &source)));
+                }
+            }
+            Some(Err(error)) => break away("lost the consumer", said(&error), "is the broker up?"),
+            // The broker cancels a consumer when its queue is deleted.
+            None => break BrokerError::QueueGone,
+        }
+    };
+    if !cancelling.load(Ordering::Relaxed) && source.is(Life::Current) {
+        let _ = events.send(Event::Ended(queue, error));
+    }
+}
+
+impl Consume for AmqpConsumer {
+    type Settle = AmqpSettle;
+
+    async fn next(&mut self) -> Result<Delivery<AmqpSettle>, BrokerError> {
+        loop {
+            // This holds a sender itself, so there always is another event.
+            match self.events.recv().await {
+                Some(Event::Delivery(queue, delivery)) => {
+                    if let Some(feed) = self.feeds.get_mut(&queue) {
+                        feed.has_delivered = true;
+                    }
+                    return Ok(delivery);
+                }
+                Some(Event::Ended(queue, error)) => {
+                    let Some(feed) = self.feeds.get(&queue) else { continue };
+                    if matches!(error, BrokerError::QueueGone) {
+                        feed.end(Life::Orphaned);
+                    }
+                    return Err(error);
+                }
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    async fn cancel(&mut self) {
+        for feed in self.feeds.values() {
+            feed.end(Life::Withdrawn);
+        }
+        for feed in self.feeds.values() {
+            feed.cancel().await;
+        }
+    }
+}

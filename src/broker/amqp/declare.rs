@@ -1,0 +1,209 @@
+//! Bringing about what the topology names.
+
+use std::future::Future;
+
+use lapin::options::{
+    BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeBindOptions,
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::publisher_confirm::Confirmation;
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Connection, ExchangeKind};
+use tokio::time::timeout;
+
+use super::{
+    ACCESS_REFUSED, ANSWER_TIME_MAX, NOT_FOUND, answer, away, explain, no_answer, refused, reply_code,
+};
+use crate::action::Glance;
+use crate::broker::{Argument, Binding, BrokerError, Exchange, ExchangeType, Queue, Topology};
+
+/// Declares the exchanges and queues and binds the queues; what brings the actions in comes last,
+/// with [`bind_exchanges`].
+pub async fn declare(connection: &Connection, topology: &Topology) -> Result<(), BrokerError> {
+    not_used_otherwise(connection, topology).await?;
+    for exchange in &topology.exchanges() {
+        let declare = |passive| declare_exchange(connection, exchange, passive);
+        or_else_there(&format!("declare exchange {}", exchange.name), declare(false), declare(true)).await?;
+    }
+    for queue in &topology.queues() {
+        bring_about(connection, queue).await?;
+    }
+    Ok(())
+}
+
+/// Declares a queue and binds it.
+pub async fn bring_about(connection: &Connection, queue: &Queue) -> Result<(), BrokerError> {
+    let declare = |passive| async move { declare_queue(connection, queue, passive).await.map(|_| ()) };
+    or_else_there(&format!("declare queue {}", queue.name), declare(false), declare(true)).await?;
+    if let Some(binding) = &queue.binding {
+        let bind = async {
+            let channel = connection.create_channel().await?;
+            let (options, arguments) = (QueueBindOptions::default(), table(&binding.arguments));
+            channel.queue_bind(&queue.name, &binding.exchange, &binding.key, options, arguments).await?;
+            channel.close(200, "done").await
+        };
+        // Who may not bind relies on what was bound by who may; what it publishes is mandatory.
+        let what = format!("bind queue {} to {}", queue.name, binding.exchange);
+        or_else_there(&what, bind, std::future::ready(Ok(()))).await?;
+    }
+    Ok(())
+}
+
+/// Binds the exchanges that take the actions on: from here on they come.
+pub async fn bind_exchanges(connection: &Connection, topology: &Topology) -> Result<(), BrokerError> {
+    for Exchange { name, bound_to, .. } in &topology.exchanges() {
+        let Some(from) = bound_to else { continue };
+        let bind = async {
+            let channel = connection.create_channel().await?;
+            let options = ExchangeBindOptions::default();
+            channel.exchange_bind(name, from, "#", options, FieldTable::default()).await?;
+            channel.close(200, "done").await
+        };
+        let what = format!("bind exchange {name} to {from}");
+        or_else_there(&what, bind, std::future::ready(Ok(()))).await?;
+    }
+    Ok(())
+}
+
+/// Refuses a prefix that is used in another layout: each action would be performed in both.
+async fn not_used_otherwise(connection: &Connection, topology: &Topology) -> Result<(), BrokerError> {
+    let prefix = topology.prefix();
+    for (name, option) in topology.exchanges_elsewhere() {
+        if is_there(&name, passive_exchange(connection, &name)).await? {
+            return Err(refused(
+                format!("the prefix {prefix} is used by workers with {option}"),
+                format!("there is an exchange {name}, and beside it every action would be performed twice"),
+                "start all workers of a prefix the same way, or choose another --prefix; docs/operations.md says how to change over",
+            ));
+        }
+    }
+    if let Some(beyond) = topology.partition_beyond()
+        && is_there(&beyond, passive_queue(connection, &beyond)).await?
+    {
+        return Err(refused(
+            format!("the prefix {prefix} has more partitions than --partitions says"),
+            format!("there is a queue {beyond}, and nobody would consume from it"),
+            "give --partitions as many as were given before; docs/operations.md says how to have fewer",
+        ));
+    }
+    Ok(())
+}
+
+async fn is_there(name: &str, look: impl Future<Output = lapin::Result<()>>) -> Result<bool, BrokerError> {
+    match timeout(ANSWER_TIME_MAX, look).await {
+        Ok(Ok(())) => Ok(true),
+        Ok(Err(error)) if matches!(reply_code(&error), Some(NOT_FOUND | ACCESS_REFUSED)) => Ok(false),
+        Ok(Err(error)) => Err(explain(&format!("look at {name}"), &error)),
+        Err(_) => Err(no_answer(&format!("look at {name}"), ANSWER_TIME_MAX)),
+    }
+}
+
+/// Takes the place of the shared queue, if there is one: nothing goes there any more, and what lies
+/// there is published anew.
+pub async fn take_over(connection: &Connection, topology: &Topology) -> Result<(), BrokerError> {
+    let Some(queue) = topology.queue_to_take_over() else { return Ok(()) };
+    if !is_there(queue, passive_queue(connection, queue)).await? {
+        return Ok(());
+    }
+    let binding = Binding { exchange: topology.actions.clone(), key: "#".to_owned(), arguments: Vec::new() };
+    unbind(connection, queue, &binding).await?;
+    move_on(connection, queue, &topology.actions).await
+}
+
+/// Ends a queue's binding.
+async fn unbind(connection: &Connection, queue: &str, binding: &Binding) -> Result<(), BrokerError> {
+    let unbind = async {
+        let channel = connection.create_channel().await?;
+        channel.queue_unbind(queue, &binding.exchange, &binding.key, table(&binding.arguments)).await?;
+        channel.close(200, "done").await
+    };
+    answer(&format!("unbind queue {queue}"), unbind).await
+}
+
+/// Publishes what lies in a queue to an exchange; each message leaves the queue once it is confirmed.
+async fn move_on(connection: &Connection, queue: &str, exchange: &str) -> Result<(), BrokerError> {
+    let what = format!("move what lies in {queue}");
+    let reading = answer(&what, connection.create_channel()).await?;
+    let writing = answer(&what, connection.create_channel()).await?;
+    answer(&what, writing.confirm_select(ConfirmSelectOptions::default())).await?;
+    while let Some(message) = answer(&what, reading.basic_get(queue, BasicGetOptions::default())).await? {
+        let delivery = message.delivery;
+        let key = Glance::at(&delivery.data).routing_key();
+        let key = key.as_deref().unwrap_or(delivery.routing_key.as_str());
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let publish = async {
+            let properties = delivery.properties.clone();
+            writing.basic_publish(exchange, key, options, &delivery.data, properties).await?.await
+        };
+        match answer(&what, publish).await? {
+            Confirmation::Ack(None) => {}
+            _ => return Err(away(format!("failed to {what}"), "no queue takes it", "is the broker well?")),
+        }
+        answer(&what, delivery.acker.ack(BasicAckOptions::default())).await?;
+    }
+    answer(&what, reading.close(200, "done")).await?;
+    answer(&what, writing.close(200, "done")).await
+}
+
+/// Declares an exchange, or only looks for it; on a channel of its own, as a refusal closes that.
+pub async fn declare_exchange(
+    connection: &Connection,
+    exchange: &Exchange,
+    passive: bool,
+) -> lapin::Result<()> {
+    let channel = connection.create_channel().await?;
+    let options = ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
+    let kind = match exchange.kind {
+        ExchangeType::Topic => ExchangeKind::Topic,
+        ExchangeType::Headers => ExchangeKind::Headers,
+        ExchangeType::ConsistentHash => ExchangeKind::Custom(exchange.kind.as_str().to_owned()),
+    };
+    channel.exchange_declare(&exchange.name, kind, options, table(&exchange.arguments)).await?;
+    channel.close(200, "done").await
+}
+
+/// The same of a queue; gives how many of its messages wait.
+pub async fn declare_queue(connection: &Connection, queue: &Queue, passive: bool) -> lapin::Result<u32> {
+    let channel = connection.create_channel().await?;
+    let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
+    let declared = channel.queue_declare(&queue.name, options, table(&queue.arguments)).await?;
+    channel.close(200, "done").await?;
+    Ok(declared.message_count())
+}
+
+/// Looks for an exchange, whatever its type.
+pub async fn passive_exchange(connection: &Connection, name: &str) -> lapin::Result<()> {
+    let exchange = Exchange::named(name);
+    declare_exchange(connection, &exchange, true).await
+}
+
+async fn passive_queue(connection: &Connection, name: &str) -> lapin::Result<()> {
+    let queue = Queue { name: name.to_owned(), binding: None, arguments: Vec::new() };
+    declare_queue(connection, &queue, true).await.map(|_| ())
+}
+
+/// Declares what is there or not there yet; whoever may not declare may still use what is there.
+async fn or_else_there(
+    what: &str,
+    declare: impl Future<Output = lapin::Result<()>>,
+    look: impl Future<Output = lapin::Result<()>>,
+) -> Result<(), BrokerError> {
+    match timeout(ANSWER_TIME_MAX, declare).await {
+        Ok(Err(error)) if reply_code(&error) == Some(ACCESS_REFUSED) => answer(what, look).await,
+        Ok(other) => answer(what, std::future::ready(other)).await,
+        Err(_) => Err(no_answer(what, ANSWER_TIME_MAX)),
+    }
+}
+
+fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in arguments {
+        let value = match value {
+            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
+            Argument::Integer(integer) => AMQPValue::LongLongInt(*integer),
+            Argument::Boolean(truth) => AMQPValue::Boolean(*truth),
+        };
+        table.insert((*name).into(), value);
+    }
+    table
+}

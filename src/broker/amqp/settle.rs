@@ -1,0 +1,92 @@
+//! The end of a delivery, and whether it is still this program's.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use lapin::options::BasicAckOptions;
+use tokio::sync::watch;
+
+use super::{answer, away, convert};
+use crate::broker::{BrokerError, Crowd, Delivery, Settle};
+
+/// What a delivery's consumer has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// It consumes.
+    Current,
+    /// It has been given up: what has not begun goes back to its queue, what has is still settled.
+    Withdrawn,
+    /// Its connection was lost: the broker delivers again what was not settled.
+    Lost,
+    /// Its queue was deleted: nobody delivers again what came from it.
+    Orphaned,
+}
+
+impl Life {
+    fn is_connected(self) -> bool {
+        matches!(self, Self::Current | Self::Withdrawn)
+    }
+}
+
+/// A consumer as its deliveries see it.
+#[derive(Debug)]
+pub struct Source {
+    /// Each delivery that is held looks at this.
+    pub life: watch::Sender<Life>,
+    /// How many are held at most.
+    pub prefetch: AtomicUsize,
+}
+
+impl Source {
+    pub fn new(prefetch: u16) -> Arc<Self> {
+        Arc::new(Self {
+            life: watch::Sender::new(Life::Current),
+            prefetch: AtomicUsize::new(prefetch.into()),
+        })
+    }
+
+    pub fn is(&self, life: Life) -> bool {
+        *self.life.borrow() == life
+    }
+}
+
+/// Settles one delivery on the channel that it came by.
+#[derive(Debug)]
+pub struct AmqpSettle {
+    acker: lapin::acker::Acker,
+    life: watch::Receiver<Life>,
+    source: Arc<Source>,
+}
+
+pub fn delivery_from(delivery: lapin::message::Delivery, source: &Arc<Source>) -> Delivery<AmqpSettle> {
+    Delivery {
+        properties: convert::properties_from(&delivery.properties),
+        body: delivery.data,
+        redelivered: delivery.redelivered,
+        exchange: delivery.exchange.to_string(),
+        routing_key: delivery.routing_key.to_string(),
+        settle: AmqpSettle { acker: delivery.acker, life: source.life.subscribe(), source: source.clone() },
+    }
+}
+
+impl Settle for AmqpSettle {
+    fn is_current(&self) -> bool {
+        matches!(*self.life.borrow(), Life::Current | Life::Orphaned)
+    }
+
+    fn crowd(&self) -> Crowd {
+        let source = self.source.clone();
+        Crowd::new(move || source.life.receiver_count() >= source.prefetch.load(Ordering::Relaxed))
+    }
+
+    async fn ack(mut self) -> Result<(), BrokerError> {
+        let ack = async { self.acker.ack(BasicAckOptions::default()).await.map(|_| ()) };
+        tokio::select! {
+            acked = answer("ack a delivery", ack) => acked,
+            // On a connection that was lost it is never answered.
+            _ = self.life.wait_for(|life| !life.is_connected()) => {
+                Err(away("failed to ack a delivery", "its connection was lost", "is the broker up?"))
+            }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Actions of one decky that share an exec, taken from their lane as they are wanted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::time::{Instant, sleep};
+
+use super::pipeline::{Answered, Decoded, Pipeline};
+use super::{Judged, lanes};
+use crate::action::{Action, Glance};
+use crate::broker::{Crowd, Delivery, Publish, Settle};
+use crate::driver::{Batch, Next};
+use crate::result::Outcome;
+use crate::subprocess::RunCommand;
+
+/// The largest body that may share an exec, in bytes; a larger one gains nothing by it.
+const SHARED_BODY_BYTES_MAX: usize = 48 * 1024;
+
+/// In this time a broker delivers what there was no room for before.
+const DELIVERY_TIME: Duration = Duration::from_millis(25);
+/// An exec waits no longer than this for room for further deliveries: a few starts of other execs.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// A delivery in its lane. It is decoded when its turn comes, so that what waits is held once.
+pub struct Waiting<S> {
+    /// The decky whose container would run the command, unchecked; it names the lane.
+    pub decky: String,
+    /// Whether it may be worth its while to share an exec.
+    pub may_share: bool,
+    /// The delivery.
+    pub delivery: Delivery<S>,
+}
+
+impl<S> Waiting<S> {
+    /// Finds a delivery's lane.
+    pub fn new(delivery: Delivery<S>) -> Self {
+        let glance = Glance::at(&delivery.body);
+        let may_share = matches!(glance.kind.as_str(), "file" | "edit" | "remove")
+            && delivery.body.len() <= SHARED_BODY_BYTES_MAX;
+        Self { decky: glance.executing_decky, may_share, delivery }
+    }
+}
+
+/// The turn of a lane.
+pub type Turn<S> = lanes::Turn<Waiting<S>>;
+
+/// What shares the exec of a turn.
+pub struct Company<'a, R, P, S> {
+    pub pipeline: &'a Arc<Pipeline<R, P>>,
+    pub turn: &'a Turn<S>,
+    /// The one that the turn began with.
+    pub first: Option<(Arc<Action>, Delivery<S>)>,
+    /// What was taken from the lane and has to run alone.
+    pub aside: Option<(Decoded, Delivery<S>)>,
+    /// What was given to the batch and not begun.
+    pub not_begun: Vec<Delivery<S>>,
+    /// Whether more may wait with the broker than could be taken.
+    pub crowd: Crowd,
+    /// Since when there has been nothing to do.
+    pub idle_since: Option<Instant>,
+    /// Since when all that was done has been settled too.
+    pub settled_since: Option<Instant>,
+}
+
+impl<R: RunCommand, P: Publish, S: Settle + Sync> Batch for &mut Company<'_, R, P, S> {
+    type Ticket = (Arc<Action>, Delivery<S>);
+
+    fn next(&mut self) -> Option<Next<Self::Ticket>> {
+        let next = |action: Arc<Action>, delivery: Delivery<S>| {
+            let is_repeat = delivery.is_repeat();
+            Some(Next { action: action.clone(), ticket: (action, delivery), is_repeat })
+        };
+        (self.idle_since, self.settled_since) = (None, None);
+        if let Some((action, delivery)) = self.first.take() {
+            return next(action, delivery);
+        }
+        if self.aside.is_some() {
+            return None;
+        }
+        let delivery = self.turn.next_if(|waiting| waiting.may_share)?.delivery;
+        match self.pipeline.decode(&delivery) {
+            Ok(action) if self.pipeline.may_share(&action, &delivery) => next(action, delivery),
+            decoded => {
+                self.aside = Some((decoded, delivery));
+                None
+            }
+        }
+    }
+
+    fn ahead_max(&self) -> usize {
+        self.pipeline.ahead_max()
+    }
+
+    fn expected(&self) -> usize {
+        self.turn.count(|waiting| waiting.may_share)
+    }
+
+    async fn wait(&mut self) -> bool {
+        let idle_since = *self.idle_since.get_or_insert_with(Instant::now);
+        while self.aside.is_none() {
+            if let Some(may_share) = self.turn.peek(|waiting| waiting.may_share) {
+                return may_share;
+            }
+            // Each result that is settled makes room for a delivery, and so does what others hold; without
+            // either none need come.
+            if self.turn.has_unsettled() || self.crowd.is_full() {
+                self.settled_since = None;
+            }
+            let settled_since = *self.settled_since.get_or_insert_with(Instant::now);
+            let is_over = settled_since.elapsed() >= DELIVERY_TIME || idle_since.elapsed() >= IDLE_TIME_MAX;
+            if is_over || self.turn.is_wanted() {
+                return false;
+            }
+            sleep(DELIVERY_TIME / 10).await;
+        }
+        false
+    }
+
+    fn may_begin(&self, action: &Action) -> bool {
+        self.pipeline.is_next(action)
+    }
+
+    fn done(
+        &mut self,
+        (action, delivery): Self::Ticket,
+        outcome: Outcome,
+        span: (DateTime<Utc>, DateTime<Utc>),
+    ) {
+        let judged = Judged::Done(action, outcome);
+        self.pipeline.note(&judged, delivery.properties.attempt());
+        self.pipeline.finish(Answered::Now(judged, span), delivery, self.turn.alive());
+    }
+
+    fn not_begun(&mut self, (_, delivery): Self::Ticket) {
+        self.not_begun.push(delivery);
+    }
+}
