@@ -245,8 +245,10 @@ pub trait Consume: Send {
     /// How a delivery is settled.
     type Settle: Settle;
 
-    /// The next delivery; `Err` ends the consumer, which must then be built anew.
-    fn next(&mut self) -> impl Future<Output = Result<Delivery<Self::Settle>, BrokerError>> + Send;
+    /// The next delivery and its queue; `Err` ends the consumer, which must then be built anew.
+    fn next(
+        &mut self,
+    ) -> impl Future<Output = Result<(Arc<str>, Delivery<Self::Settle>), BrokerError>> + Send;
     /// Asks for no further deliveries.
     fn cancel(&mut self) -> impl Future<Output = ()> + Send;
 }

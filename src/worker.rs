@@ -11,6 +11,7 @@ mod outbox;
 mod pipeline;
 mod service;
 mod share;
+mod trial;
 
 pub use intake::Residents;
 pub use judge::{Judged, judge};

@@ -19,6 +19,7 @@ use lapin::{Connection, ConnectionProperties, ErrorKind};
 use tokio::time::timeout;
 
 use super::{BrokerError, Trouble};
+use consumer::claim_of;
 pub use consumer::{AmqpConsumer, Depth};
 use declare::{
     bind_exchanges, bring_about, declare, declare_exchange, declare_queue, passive_exchange, take_over,
@@ -40,8 +41,13 @@ const CHECK_TIME_MAX: Duration = Duration::from_secs(5);
 /// The broker delivers anew what a connection held only when it has given that connection up.
 const HEARTBEAT_SECONDS: u16 = 5;
 
+/// The largest frame where the URL does not say, in bytes: the client library keeps buffers of 32 of them
+/// each way, which at RabbitMQ's own 128 KiB come to 8 MiB a connection.
+const FRAME_BYTES_MAX: u32 = 16 * 1024;
+
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
+const RESOURCE_LOCKED: u16 = 405;
 const PRECONDITION_FAILED: u16 = 406;
 
 /// Waits for the broker's answer, but not for ever.
@@ -159,6 +165,7 @@ fn explain_io(what: String, error: &std::io::Error) -> BrokerError {
 async fn open(url: &str, name: &str) -> Result<Connection, BrokerError> {
     let mut uri = parse(url)?;
     uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+    uri.query.frame_max.get_or_insert(FRAME_BYTES_MAX);
     let what = format!("connect to the broker at {}:{}", uri.authority.host, uri.authority.port);
     let properties = ConnectionProperties::default()
         .with_connection_name(name.into())

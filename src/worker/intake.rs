@@ -1,6 +1,6 @@
 //! Which queues are consumed, and how much of each at once.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
@@ -9,8 +9,9 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tracing::{info, warn};
 
 use super::share::{Partition, Step, steps};
+use super::trial::{Admitted, Trial};
 use crate::action::DeckyName;
-use crate::broker::{AmqpConsumer, BrokerError, Layout, Queue, Topology};
+use crate::broker::{AmqpConsumer, AmqpSettle, BrokerError, Delivery, Layout, Queue, Topology};
 
 /// How often the partitions are shared out anew.
 const SHARE_INTERVAL: Duration = Duration::from_secs(1);
@@ -22,11 +23,13 @@ const DECKY_PREFETCH_MAX: u16 = 64;
 /// The deckies that run on this worker's engine; `None` until the engine has told.
 pub type Residents = watch::Receiver<Option<BTreeSet<DeckyName>>>;
 
+type Incoming = Delivery<AmqpSettle>;
+
 /// Why the queues have to be looked at.
 pub enum Cue {
     /// It is time to share out the partitions.
     Share,
-    /// Deckies came or went.
+    /// Deckies came or went, or their queues may be free by now.
     Residents,
     /// The queue that was opened last gives nothing.
     Quiet,
@@ -38,15 +41,19 @@ pub struct Intake {
     /// How many deliveries may be held in all.
     prefetch: u16,
     residents: Option<Residents>,
-    /// How many deliveries of a queue are held at most for now: what was delivered before may be what ended
-    /// this process's predecessor, so at first they are taken one at a time, then ever more.
+    /// How many deliveries of the shared queue are held at most for now: what was delivered before may be
+    /// what ended this process's predecessor, so at first they are taken one at a time, then ever more.
     window: u16,
     /// What is still to be opened.
     pending: VecDeque<Queue>,
+    /// The queue that was opened last, as long as it has to show that it does no harm.
+    trial: Option<Trial<AmqpSettle>>,
     quiet_at: Option<Instant>,
     shares: Interval,
     /// How much of each open queue is held at most.
     allotted: HashMap<String, u16>,
+    /// The queues of deckies that have been declared.
+    known: HashSet<String>,
     said: String,
 }
 
@@ -55,16 +62,30 @@ impl Intake {
         let mut shares = interval(SHARE_INTERVAL);
         shares.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (pending, allotted) = (VecDeque::new(), HashMap::new());
-        let (window, quiet_at, said) = (1, None, String::new());
-        Self { topology, prefetch, residents, window, pending, quiet_at, shares, allotted, said }
+        let (window, trial, quiet_at) = (1, None, None);
+        let (known, said) = (HashSet::new(), String::new());
+        Self {
+            topology,
+            prefetch,
+            residents,
+            window,
+            pending,
+            trial,
+            quiet_at,
+            shares,
+            allotted,
+            known,
+            said,
+        }
     }
 
     /// Begins with a new connection.
     pub async fn begin(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
         self.pending.clear();
         self.allotted.clear();
+        self.known.clear();
         self.said.clear();
-        self.quiet_at = None;
+        (self.quiet_at, self.trial) = (None, None);
         match self.topology.layout {
             Layout::Shared => {
                 self.pending.extend(self.topology.action_queues());
@@ -77,7 +98,10 @@ impl Intake {
 
     /// Waits until the queues have to be looked at; nothing is lost where this is cancelled.
     pub async fn cue(&mut self) -> Cue {
-        let is_partitioned = matches!(self.topology.layout, Layout::Partitioned(_));
+        let again = match self.topology.layout {
+            Layout::Local => Cue::Residents,
+            Layout::Shared | Layout::Partitioned(_) => Cue::Share,
+        };
         let residents = async {
             let is_new = match &mut self.residents {
                 Some(residents) => residents.changed().await.is_ok(),
@@ -89,7 +113,7 @@ impl Intake {
         };
         let quiet_at = self.quiet_at.unwrap_or_else(Instant::now);
         tokio::select! {
-            _ = self.shares.tick(), if is_partitioned => Cue::Share,
+            _ = self.shares.tick(), if self.topology.layout != Layout::Shared => again,
             () = residents => Cue::Residents,
             () = sleep_until(quiet_at), if self.quiet_at.is_some() => Cue::Quiet,
         }
@@ -100,43 +124,72 @@ impl Intake {
         match cue {
             Cue::Share => self.share_out(consumer).await?,
             Cue::Residents => self.follow_residents(consumer).await?,
-            Cue::Quiet => self.quiet_at = None,
+            Cue::Quiet => (self.quiet_at, self.trial) = (None, None),
         }
         self.open_pending(consumer).await
     }
 
-    /// Whether fewer are taken at once than may be.
+    /// Looks at the queues now that one that was given up is free.
+    pub async fn queue_freed(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
+        let cue = if self.residents.is_some() { Cue::Residents } else { Cue::Share };
+        self.follow(cue, consumer).await
+    }
+
+    /// Whether fewer are taken at once than may be, for what was delivered before may bring workers down.
     pub fn is_careful(&self) -> bool {
-        self.window < self.prefetch
+        match self.topology.layout {
+            Layout::Shared => self.window < self.prefetch,
+            Layout::Partitioned(_) | Layout::Local => self.trial.is_some(),
+        }
     }
 
-    /// Takes twice as many at once, now that a delivery was settled.
-    pub async fn open_further(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
-        self.open_to(self.window.saturating_mul(2), consumer).await
+    /// Gives what may be done now that this delivery came.
+    pub async fn admit(
+        &mut self,
+        queue: &str,
+        delivery: Incoming,
+        consumer: &mut AmqpConsumer,
+    ) -> Result<Option<Admitted<AmqpSettle>>, BrokerError> {
+        if let Some(trial) = self.trial.as_mut().filter(|trial| trial.queue == queue) {
+            self.quiet_at = None;
+            return Ok(trial.take(delivery));
+        }
+        if self.topology.layout == Layout::Shared && self.is_careful() && !delivery.redelivered {
+            self.open_to(self.prefetch, consumer).await?;
+        }
+        Ok(Some(Admitted::Run(delivery)))
     }
 
-    /// Takes as many at once as may be, now that one came that nobody was given before.
-    pub async fn open_up(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
-        self.open_to(self.prefetch, consumer).await
+    /// Takes more at once, now that a delivery was settled; gives what was held back and may be run.
+    pub async fn open_further(
+        &mut self,
+        consumer: &mut AmqpConsumer,
+    ) -> Result<VecDeque<Incoming>, BrokerError> {
+        if self.topology.layout == Layout::Shared {
+            self.open_to(self.window.saturating_mul(2), consumer).await?;
+            return Ok(VecDeque::new());
+        }
+        let is_over = |trial: &mut Trial<_>| trial.is_over(consumer.unsettled(&trial.queue));
+        let held = self.trial.take_if(is_over).map(Trial::into_held).unwrap_or_default();
+        self.open_pending(consumer).await?;
+        Ok(held)
     }
 
     async fn open_to(&mut self, window: u16, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
         let before = self.window;
         self.window = window.min(self.prefetch);
-        self.quiet_at = None;
-        let open: Vec<String> = consumer.queues().map(|(queue, _)| queue.to_owned()).collect();
+        let open: Vec<String> = consumer.queues().map(ToOwned::to_owned).collect();
         for queue in open {
-            let allotted = self.allot(&queue);
-            if allotted.min(before) < allotted.min(self.window) {
-                consumer.open_up(&queue, allotted.min(self.window)).await?;
+            if before < self.window {
+                consumer.open_up(&queue, self.window).await?;
             }
         }
-        self.open_pending(consumer).await
+        Ok(())
     }
 
-    /// Opens what is to be opened: all of it, or, with care, one after the other.
+    /// Opens what is to be opened, one after the other: the first delivery of each is on trial.
     async fn open_pending(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
-        while self.quiet_at.is_none()
+        while self.trial.is_none()
             && let Some(queue) = self.pending.pop_front()
         {
             let prefetch = self.allot(&queue.name);
@@ -147,13 +200,15 @@ impl Intake {
                 );
                 continue;
             }
-            if !self.is_careful() {
-                consumer.open(&queue.name, prefetch).await?;
+            if self.topology.layout == Layout::Shared {
+                consumer.open(&queue.name, prefetch.min(self.window)).await?;
                 continue;
             }
             let depths = consumer.survey(std::slice::from_ref(&queue)).await?;
-            consumer.open(&queue.name, prefetch.min(self.window)).await?;
-            if depths.iter().any(|depth| depth.messages > 0) {
+            if !consumer.open(&queue.name, prefetch).await? {
+                self.allotted.remove(&queue.name);
+            } else if depths.iter().any(|depth| depth.messages > 0) {
+                self.trial = Some(Trial::new(queue.name));
                 self.quiet_at = Some(Instant::now() + QUIET_TIME);
             }
         }
@@ -183,6 +238,9 @@ impl Intake {
 
     fn give_up(&mut self, queue: &str, consumer: &mut AmqpConsumer) {
         self.allotted.remove(queue);
+        if self.trial.as_ref().is_some_and(|trial| trial.queue == queue) {
+            (self.quiet_at, self.trial) = (None, None);
+        }
         consumer.withdraw(queue);
     }
 
@@ -191,11 +249,10 @@ impl Intake {
         let Some(presence) = self.topology.workers_queue() else { return Ok(()) };
         let workers = consumer.survey(&[presence]).await?.first().map_or(1, |depth| depth.consumers);
         let depths = consumer.survey(&queues).await?;
-        let mine: HashMap<&str, bool> = consumer.queues().collect();
+        let mine: HashSet<&str> = consumer.queues().collect();
         let is_pending = |queue: &Queue| self.pending.iter().any(|pending| pending.name == queue.name);
         let partition = |(queue, depth): (&Queue, _)| Partition {
-            is_mine: mine.contains_key(queue.name.as_str()) || is_pending(queue),
-            has_delivered: mine.get(queue.name.as_str()).copied().unwrap_or_default(),
+            is_mine: mine.contains(queue.name.as_str()) || is_pending(queue),
             depth,
         };
         let partitions: Vec<Partition> = queues.iter().zip(depths).map(partition).collect();
@@ -221,14 +278,16 @@ impl Intake {
             .map(|decky| self.topology.decky_queue(decky))
             .map(|queue| (queue.name.clone(), queue))
             .collect();
-        let open: Vec<String> = consumer.queues().map(|(queue, _)| queue.to_owned()).collect();
+        let open: Vec<String> = consumer.queues().map(ToOwned::to_owned).collect();
         for gone in open.iter().filter(|queue| !queues.contains_key(*queue)) {
             self.give_up(gone, consumer);
         }
         self.pending.retain(|queue| queues.contains_key(&queue.name));
         for (name, queue) in queues {
             if !open.contains(&name) && !self.pending.iter().any(|pending| pending.name == name) {
-                consumer.bring_about(&queue).await?;
+                if self.known.insert(name) {
+                    consumer.bring_about(&queue).await?;
+                }
                 self.pending.push_back(queue);
             }
         }
@@ -237,7 +296,7 @@ impl Intake {
 
     /// Tells what is consumed, when that has changed.
     fn say(&mut self, consumer: &AmqpConsumer) {
-        let mut queues: Vec<&str> = consumer.queues().map(|(queue, _)| queue).collect();
+        let mut queues: Vec<&str> = consumer.queues().collect();
         queues.sort_unstable();
         let says = match self.topology.layout {
             Layout::Shared => queues.join(", "),
@@ -248,7 +307,9 @@ impl Intake {
                     .collect();
                 format!("{} of {count} partitions: {}", numbers.len(), numbers.join(" "))
             }
-            Layout::Local => format!("the queues of {} deckies", queues.len()),
+            Layout::Local => {
+                format!("{} decky queue{}", queues.len(), if queues.len() == 1 { "" } else { "s" })
+            }
         };
         if says != self.said {
             info!("consuming from {says}");

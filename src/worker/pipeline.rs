@@ -12,7 +12,7 @@ use crate::action::{Action, DeckyName, DecodeOptions, Invalid};
 use crate::broker::{Delivery, Layout, Properties, Publish, Settle, Topology};
 use crate::driver::{self, Aborted, Driver, can_share};
 use crate::policy::Policy;
-use crate::result::{ActivityResult, Disposition, FailureClass, Occasion, WorkerIdentity};
+use crate::result::{ActivityResult, Disposition, Failure, FailureClass, Occasion, Outcome, WorkerIdentity};
 use crate::subprocess::RunCommand;
 use crate::worker::breaker::Breakers;
 use crate::worker::company::{Company, Turn};
@@ -210,6 +210,22 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             },
         };
         self.finish(answer, delivery, alive);
+    }
+
+    /// Gives up a delivery that was delivered again and again, and no worker lived to answer it.
+    pub fn bury<S: Settle>(self: &Arc<Self>, delivery: Delivery<S>, alive: Alive) {
+        let judged = match self.decode(&delivery) {
+            Ok(action) => {
+                let message =
+                    "it was delivered many times and no worker lived to answer: it may bring its worker down";
+                let failure = Failure::new(FailureClass::Refused, message);
+                let outcome = Outcome::not_run(&action, failure);
+                Judged::Done(action, outcome)
+            }
+            Err(invalid) => Judged::Invalid(invalid),
+        };
+        let now = Utc::now();
+        self.finish(Answered::Now(judged, (now, now)), delivery, alive);
     }
 
     /// Has a delivery come again later that waits for a decky where nothing moves: others need its place.

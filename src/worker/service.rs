@@ -5,24 +5,25 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::backoff::Backoff;
 use crate::broker::{
-    AmqpConsumer, AmqpPublisher, AmqpSettle, BrokerError, Consume as _, Settle as _, Topology,
+    AmqpConsumer, AmqpPublisher, AmqpSettle, BrokerError, Consume as _, Delivery, Settle as _, Topology,
 };
 use crate::subprocess::RunCommand;
 use crate::worker::Pipeline;
 use crate::worker::company::{Turn, Waiting};
 use crate::worker::intake::{Intake, Residents};
 use crate::worker::lanes::{Lanes, Work};
+use crate::worker::trial::Admitted;
 
 /// How often the broker is asked for a sign of life.
 const CHECK_INTERVAL: Duration = Duration::from_secs(3);
 /// How often it is looked whether a decky hangs.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
-/// A decky where nothing has moved for so long gives way to others.
-const STUCK_TIME: Duration = Duration::from_secs(1);
+/// A decky where nothing has moved for so long gives way to others; an engine with much to start needs seconds.
+const STUCK_TIME: Duration = Duration::from_secs(4);
 /// How long the ending of what runs may take when stopping at once: both ways of ending inside a decky.
 const ABORT_TIME_MAX: Duration = Duration::from_secs(7);
 /// A consumer that lived this long was no failed attempt to connect.
@@ -163,30 +164,28 @@ impl<R: RunCommand> Service<R> {
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sweeps = interval(SWEEP_INTERVAL);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let pipeline = self.pipeline.clone();
+        let (pipeline, freed) = (self.pipeline.clone(), consumer.freed());
         pipeline.forget_clearances();
         loop {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),
                 () = pipeline.settled().notified(), if self.intake.is_careful() => {
-                    self.intake.open_further(consumer).await?;
+                    self.open_further(consumer).await?;
                 }
+                () = freed.notified() => self.intake.queue_freed(consumer).await?,
                 cue = self.intake.cue() => {
                     self.intake.follow(cue, consumer).await?;
                     // What was given up goes back to its queue once nothing here holds it any more.
                     self.lanes.forget_waiting(|waiting| !waiting.delivery.settle.is_current());
                 }
                 next = consumer.next() => {
-                    let delivery = next?;
-                    if self.intake.is_careful() && !delivery.redelivered {
-                        self.intake.open_up(consumer).await?;
-                    } else if self.intake.is_careful() {
-                        debug!("delivered before: taking few at a time until some are settled");
-                    }
-                    if delivery.settle.is_current() {
-                        let waiting = Waiting::new(delivery);
-                        self.lanes.push(waiting.decky.clone(), waiting);
+                    let (queue, delivery) = next?;
+                    match self.intake.admit(&queue, delivery, consumer).await? {
+                        Some(Admitted::Run(delivery)) => self.begin(delivery),
+                        Some(Admitted::Bury(delivery)) => pipeline.bury(delivery, self.lanes.alive()),
+                        // The one before it may have been settled already.
+                        None => self.open_further(consumer).await?,
                     }
                 }
                 _ = sweeps.tick() => self.put_off_stuck(),
@@ -195,6 +194,21 @@ impl<R: RunCommand> Service<R> {
                     _ = stop_check.wait_for(|stop| *stop != Stop::No) => return Ok(()),
                 },
             }
+        }
+    }
+
+    async fn open_further(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
+        for delivery in self.intake.open_further(consumer).await? {
+            self.begin(delivery);
+        }
+        Ok(())
+    }
+
+    /// Puts a delivery into its lane.
+    fn begin(&mut self, delivery: Delivery<AmqpSettle>) {
+        if delivery.settle.is_current() {
+            let waiting = Waiting::new(delivery);
+            self.lanes.push(waiting.decky.clone(), waiting);
         }
     }
 

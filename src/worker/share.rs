@@ -7,8 +7,6 @@ use crate::broker::Depth;
 pub struct Partition {
     /// Whether this worker consumes from it.
     pub is_mine: bool,
-    /// Whether it gave this worker anything.
-    pub has_delivered: bool,
     /// What the broker says of it.
     pub depth: Depth,
 }
@@ -24,25 +22,16 @@ pub enum Step {
 
 /// The next steps towards an equal share for each of the `workers`; `chance` differs from worker to worker.
 ///
-/// There is no leader and no vote: who has too many lets go, who has too few takes what nobody has. Two
-/// that take the same one do no harm, as the broker lets one of them alone have deliveries; the other
-/// lets go sooner or later.
+/// There is no leader and no vote: who has too many lets go, who has too few takes what nobody has; of two
+/// that want the same one the broker lets one have it.
 pub fn steps(partitions: &[Partition], workers: u32, chance: u64) -> Vec<Step> {
     let count = partitions.len();
     let share = count.div_ceil(usize::try_from(workers).unwrap_or(1).max(1));
-    let (mine, others): (Vec<usize>, Vec<usize>) = (0..count).partition(|&at| partitions[at].is_mine);
-    let give_up: Vec<usize> = if mine.len() > share {
-        // What has nothing to do goes first.
-        let mut mine = mine.clone();
-        mine.sort_by_key(|&at| (partitions[at].has_delivered, partitions[at].depth.messages));
-        let over = mine.len() - share;
-        mine.into_iter().take(over).collect()
-    } else {
-        let is_contested = |at: &usize| partitions[*at].depth.consumers > 1 && !partitions[*at].has_delivered;
-        mine.iter().copied().filter(is_contested).filter(|at| chance >> (at % 64) & 1 == 1).collect()
-    };
-    if !give_up.is_empty() {
-        return give_up.into_iter().map(Step::GiveUp).collect();
+    let (mut mine, others): (Vec<usize>, Vec<usize>) = (0..count).partition(|&at| partitions[at].is_mine);
+    if mine.len() > share {
+        // What has least to do is let go first.
+        mine.sort_by_key(|&at| partitions[at].depth.messages);
+        return mine[..mine.len() - share].iter().map(|&at| Step::GiveUp(at)).collect();
     }
     let free = others.into_iter().filter(|&at| partitions[at].depth.consumers == 0);
     let mut free: Vec<usize> = free.collect();
@@ -50,12 +39,19 @@ pub fn steps(partitions: &[Partition], workers: u32, chance: u64) -> Vec<Step> {
         let start = usize::try_from(chance % free.len() as u64).unwrap_or(0);
         free.rotate_left(start);
     }
-    free.into_iter().take(share.saturating_sub(mine.len())).map(Step::Take).collect()
+    free.into_iter().take(share - mine.len()).map(Step::Take).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn draw(seed: usize) -> u64 {
+        std::hash::BuildHasher::hash_one(
+            &std::hash::BuildHasherDefault::<std::hash::DefaultHasher>::new(),
+            seed,
+        )
+    }
 
     /// A few workers that look at the same queues one after the other, until none has anything to do.
     fn settled(count: usize, owners: &mut [Vec<bool>]) -> usize {
@@ -64,14 +60,14 @@ mod tests {
             for worker in 0..owners.len() {
                 let partitions: Vec<Partition> = (0..count)
                     .map(|at| {
-                        let consumers = owners.iter().filter(|owned| owned[at]).count();
-                        let depth = Depth { messages: 0, consumers: u32::try_from(consumers).unwrap() };
-                        Partition { is_mine: owners[worker][at], has_delivered: false, depth }
+                        let is_consumed = owners.iter().any(|owned| owned[at]);
+                        let depth = Depth { messages: 0, consumers: is_consumed.into() };
+                        Partition { is_mine: owners[worker][at], depth }
                     })
                     .collect();
-                let chance = (round * 7919 + worker * 104_729) as u64;
+                let chance = draw(round * 1000 + worker);
                 let workers = u32::try_from(owners.len()).unwrap();
-                for step in steps(&partitions, workers, chance.wrapping_mul(0x9E37_79B9_7F4A_7C15)) {
+                for step in steps(&partitions, workers, chance) {
                     is_quiet = false;
                     match step {
                         Step::Take(at) => owners[worker][at] = true,
@@ -104,15 +100,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn of_two_that_took_the_same_one_the_idle_one_lets_go() {
-        let depth = Depth { messages: 5, consumers: 2 };
-        let busy = [Partition { is_mine: true, has_delivered: true, depth }];
-        let idle = [Partition { is_mine: true, has_delivered: false, depth }];
-        assert_eq!(steps(&busy, 2, u64::MAX), []);
-        assert_eq!(steps(&idle, 2, u64::MAX), [Step::GiveUp(0)]);
-        assert_eq!(steps(&idle, 2, 0), []);
     }
 }

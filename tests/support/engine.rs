@@ -40,7 +40,7 @@ printf 'begin %s\n' "$p" >>record
 if [ -e poison ] && read -r bad <poison && [ "$p" = "$bad" ]; then kill -9 "$PPID"; exit 1; fi
 if [ -e slow ] && read -r seconds <slow; then sleep "$seconds"; fi
 while [ -e hang ]; do sleep 0.05; done
-while [ -e hang-in ] && read -r c <hang-in; do case $all in *" $c "*) sleep 0.05 ;; *) break ;; esac; done
+while [ -e hang-in ] && read -r held <hang-in; do case $all in *" $held "*) sleep 0.05 ;; *) break ;; esac; done
 printf 'end %s\n' "$p" >>record
 }
 case $p in /m/*) act; exit ;; esac

@@ -5,18 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_lite::StreamExt as _;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::debug;
 
 use super::settle::{AmqpSettle, Life, Source, delivery_from};
 use super::{
-    ANSWER_TIME_MAX, CHECK_TIME_MAX, NOT_FOUND, answer, away, bind_exchanges, bring_about, declare, explain,
-    no_answer, open, reply_code, said, take_over,
+    ANSWER_TIME_MAX, CHECK_TIME_MAX, NOT_FOUND, RESOURCE_LOCKED, answer, away, bind_exchanges, bring_about,
+    declare, explain, no_answer, open, reply_code, said, take_over,
 };
 use crate::broker::{BrokerError, Consume, Delivery, Layout, Queue, Topology};
 
@@ -30,6 +32,12 @@ pub struct AmqpConsumer {
     asking: Channel,
     /// A queue that is there as long as the topology is.
     landmark: String,
+    /// Whether each queue is for one consumer at a time. RabbitMQ sees to that, but it hands a second one
+    /// that waits for its turn what comes after the first one's deliveries before it hands it those. So
+    /// none ever waits: a queue is claimed first, and consumed when it has no other consumer.
+    is_exclusive: bool,
+    /// Told when a queue that was given up is free for others.
+    freed: Arc<Notify>,
     /// Counted by the other workers for as long as it is there.
     presence: Option<Consumer>,
     feeds: HashMap<String, Feed>,
@@ -45,12 +53,11 @@ struct Feed {
     /// Set while this program itself ends the consumer.
     cancelling: Arc<AtomicBool>,
     forwarding: JoinHandle<()>,
-    has_delivered: bool,
 }
 
 enum Event {
-    Delivery(String, Delivery<AmqpSettle>),
-    Ended(String, BrokerError),
+    Delivery(Arc<str>, Box<Delivery<AmqpSettle>>),
+    Ended(Arc<str>, BrokerError),
 }
 
 /// What a queue holds, and how many consume from it.
@@ -80,7 +87,8 @@ impl AmqpConsumer {
         };
         let (sender, events) = mpsc::unbounded_channel();
         let feeds = HashMap::new();
-        Ok(Self { connection, asking, landmark, presence, feeds, sender, events })
+        let (is_exclusive, freed) = (topology.layout != Layout::Shared, Arc::default());
+        Ok(Self { connection, asking, landmark, is_exclusive, freed, presence, feeds, sender, events })
     }
 
     /// Declares a queue and binds it.
@@ -88,17 +96,38 @@ impl AmqpConsumer {
         bring_about(&self.connection, queue).await
     }
 
-    /// Consumes from a queue, at most `prefetch` deliveries at once.
-    pub async fn open(&mut self, queue: &str, prefetch: u16) -> Result<(), BrokerError> {
+    /// Consumes from a queue, at most `prefetch` deliveries at once; `false` where another has it.
+    pub async fn open(&mut self, queue: &str, prefetch: u16) -> Result<bool, BrokerError> {
+        if self.is_exclusive && !self.claim(queue).await? {
+            return Ok(false);
+        }
         let channel = answer("open a channel", self.connection.create_channel()).await?;
         answer("set the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         let consumer = consume(&channel, queue).await?;
         let (source, cancelling) = (Source::new(prefetch), Arc::new(AtomicBool::new(false)));
         let tag = consumer.tag().to_string();
         let forwarding = self.forward(queue, consumer, &source, &cancelling);
-        let feed = Feed { channel, tag, source, cancelling, forwarding, has_delivered: false };
+        let feed = Feed { channel, tag, source, cancelling, forwarding };
         self.feeds.insert(queue.to_owned(), feed);
-        Ok(())
+        Ok(true)
+    }
+
+    /// Claims a queue by a queue of its own that only one connection can have; says whether it is to be had.
+    async fn claim(&self, queue: &str) -> Result<bool, BrokerError> {
+        let (what, claim) = (format!("claim {queue}"), claim_of(queue));
+        let channel = answer("open a channel", self.connection.create_channel()).await?;
+        let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+        let declared = channel.queue_declare(&claim, options, FieldTable::default());
+        match timeout(ANSWER_TIME_MAX, declared).await {
+            Ok(Err(error)) if reply_code(&error) == Some(RESOURCE_LOCKED) => return Ok(false),
+            Ok(declared) => answer(&what, std::future::ready(declared)).await?,
+            Err(_) => return Err(no_answer(&what, ANSWER_TIME_MAX)),
+        };
+        // A consumer whose connection has just been lost may still be there, with its deliveries.
+        let look = channel.queue_declare(queue, passive(), FieldTable::default());
+        let is_free = answer(&what, look).await?.consumer_count() == 0;
+        answer("close a channel", channel.close(200, "done")).await?;
+        Ok(is_free)
     }
 
     fn forward(
@@ -108,7 +137,7 @@ impl AmqpConsumer {
         source: &Arc<Source>,
         cancelling: &Arc<AtomicBool>,
     ) -> JoinHandle<()> {
-        let (queue, source, cancelling) = (queue.to_owned(), source.clone(), cancelling.clone());
+        let (queue, source, cancelling) = (Arc::from(queue), source.clone(), cancelling.clone());
         tokio::spawn(forward(queue, consumer, source, cancelling, self.sender.clone()))
     }
 
@@ -130,33 +159,44 @@ impl AmqpConsumer {
         Ok(())
     }
 
-    /// The queues that are consumed, each with whether anything came from it.
-    pub fn queues(&self) -> impl Iterator<Item = (&str, bool)> {
-        self.feeds.iter().map(|(queue, feed)| (queue.as_str(), feed.has_delivered))
+    /// How many deliveries of a queue have come and are not settled.
+    pub fn unsettled(&self, queue: &str) -> usize {
+        self.feeds.get(queue).map_or(0, |feed| feed.source.life.receiver_count())
     }
 
-    /// Gives a queue up to others: what has begun is still settled, and then the rest goes back, in its order.
-    ///
-    /// Another consumer gets nothing before that: with a single active consumer, closing the channel is
-    /// what hands the queue on.
+    /// The queues that are consumed.
+    pub fn queues(&self) -> impl Iterator<Item = &str> {
+        self.feeds.keys().map(String::as_str)
+    }
+
+    /// Gives a queue up to others: what has begun is still settled, then the rest goes back, in its order,
+    /// and only then the queue is free.
     pub fn withdraw(&mut self, queue: &str) {
         let Some(feed) = self.feeds.remove(queue) else { return };
         feed.end(Life::Withdrawn);
-        let queue = queue.to_owned();
+        let (queue, claim) = (queue.to_owned(), claim_of(queue));
+        let (asking, freed) = (self.asking.clone(), self.freed.clone());
         tokio::spawn(async move {
             // Each delivery that is not settled or dropped yet looks at this.
             feed.source.life.closed().await;
             feed.close(&queue).await;
+            let release = asking.queue_delete(&claim, QueueDeleteOptions::default());
+            // With the connection the claim is gone too.
+            let _ = timeout(ANSWER_TIME_MAX, release).await;
+            freed.notify_one();
         });
+    }
+
+    /// Is told when a queue that was given up is free.
+    pub fn freed(&self) -> Arc<Notify> {
+        self.freed.clone()
     }
 
     /// What queues hold, and how many consume from them.
     pub async fn survey(&self, queues: &[Queue]) -> Result<Vec<Depth>, BrokerError> {
         let mut depths = Vec::with_capacity(queues.len());
         for queue in queues {
-            let options =
-                QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
-            let look = self.asking.queue_declare(&queue.name, options, FieldTable::default());
+            let look = self.asking.queue_declare(&queue.name, passive(), FieldTable::default());
             let declared = answer(&format!("look at {}", queue.name), look).await?;
             depths.push(Depth { messages: declared.message_count(), consumers: declared.consumer_count() });
         }
@@ -165,8 +205,7 @@ impl AmqpConsumer {
 
     /// Asks the broker for a sign of life: of a peer that went mute nobody is told.
     pub async fn check(&self) -> Result<(), BrokerError> {
-        let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
-        let look = self.asking.queue_declare(&self.landmark, options, FieldTable::default());
+        let look = self.asking.queue_declare(&self.landmark, passive(), FieldTable::default());
         match timeout(CHECK_TIME_MAX, look).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) if reply_code(&error) == Some(NOT_FOUND) => Err(BrokerError::QueueGone),
@@ -221,8 +260,7 @@ impl Feed {
     async fn close(self, queue: &str) {
         self.cancelling.store(true, Ordering::Relaxed);
         // Its answer shows that the broker has seen the acks before it.
-        let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
-        let seen = self.channel.queue_declare(queue, options, FieldTable::default());
+        let seen = self.channel.queue_declare(queue, passive(), FieldTable::default());
         let _ = timeout(ANSWER_TIME_MAX, seen).await;
         if timeout(ANSWER_TIME_MAX, self.channel.close(200, "done")).await.is_err() {
             debug!("no answer to the end of consuming from {queue}");
@@ -232,6 +270,15 @@ impl Feed {
     }
 }
 
+fn passive() -> QueueDeclareOptions {
+    QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() }
+}
+
+/// The queue whose one owner may consume from `queue`.
+pub fn claim_of(queue: &str) -> String {
+    format!("{queue}.claim")
+}
+
 async fn consume(channel: &Channel, queue: &str) -> Result<Consumer, BrokerError> {
     let consume = channel.basic_consume(queue, "", BasicConsumeOptions::default(), FieldTable::default());
     answer(&format!("consume from {queue}"), consume).await
@@ -239,7 +286,7 @@ async fn consume(channel: &Channel, queue: &str) -> Result<Consumer, BrokerError
 
 /// Hands on what a consumer gets, until it ends.
 async fn forward(
-    queue: String,
+    queue: Arc<str>,
     mut consumer: Consumer,
     source: Arc<Source>,
     cancelling: Arc<AtomicBool>,
@@ -250,7 +297,8 @@ async fn forward(
             Some(Ok(delivery)) => {
                 // Of a queue that is given up nothing more is begun.
                 if source.is(Life::Current) {
-                    let _ = events.send(Event::Delivery(queue.clone(), delivery_from(delivery, &source)));
+                    let _ = events
+                        .send(Event::Delivery(queue.clone(), Box::new(delivery_from(delivery, &source))));
                 }
             }
             Some(Err(error)) => break away("lost the consumer", said(&error), "is the broker up?"),
@@ -266,18 +314,13 @@ async fn forward(
 impl Consume for AmqpConsumer {
     type Settle = AmqpSettle;
 
-    async fn next(&mut self) -> Result<Delivery<AmqpSettle>, BrokerError> {
+    async fn next(&mut self) -> Result<(Arc<str>, Delivery<AmqpSettle>), BrokerError> {
         loop {
             // This holds a sender itself, so there always is another event.
             match self.events.recv().await {
-                Some(Event::Delivery(queue, delivery)) => {
-                    if let Some(feed) = self.feeds.get_mut(&queue) {
-                        feed.has_delivered = true;
-                    }
-                    return Ok(delivery);
-                }
+                Some(Event::Delivery(queue, delivery)) => return Ok((queue, *delivery)),
                 Some(Event::Ended(queue, error)) => {
-                    let Some(feed) = self.feeds.get(&queue) else { continue };
+                    let Some(feed) = self.feeds.get(&*queue) else { continue };
                     if matches!(error, BrokerError::QueueGone) {
                         feed.end(Life::Orphaned);
                     }
@@ -292,7 +335,7 @@ impl Consume for AmqpConsumer {
         for feed in self.feeds.values() {
             feed.end(Life::Withdrawn);
         }
-        for feed in self.feeds.values() {
+        for feed in self.feeds.values().filter(|_| !self.is_exclusive) {
             feed.cancel().await;
         }
     }

@@ -12,10 +12,10 @@ use lapin::{BasicProperties, Channel, Connection};
 use tokio::time::timeout;
 
 use super::{
-    ACCESS_REFUSED, ANSWER_TIME_MAX, NOT_FOUND, PRECONDITION_FAILED, answer, declare_queue, explain,
-    no_answer, open, reply_code,
+    ACCESS_REFUSED, ANSWER_TIME_MAX, NOT_FOUND, PRECONDITION_FAILED, answer, claim_of, declare_queue,
+    explain, no_answer, open, reply_code,
 };
-use crate::broker::{BrokerError, Queue, Topology};
+use crate::broker::{BrokerError, Layout, Queue, Topology};
 
 /// A permission of RabbitMQ's, by its own name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +68,12 @@ pub async fn lacking(url: &str, topology: &Topology) -> Result<Vec<Lacking>, Bro
     let retries = topology.retry_route(1).exchange;
     for exchange in [&topology.actions, &topology.results, &topology.dead, "", &retries] {
         note(Permission::Write, exchange, ask(&connection, |channel| publish(channel, exchange)).await?);
+    }
+    if topology.layout != Layout::Shared {
+        for queue in topology.action_queues() {
+            let claim = claim_of(&queue.name);
+            note(Permission::Configure, &claim, ask(&connection, |channel| declare(channel, &claim)).await?);
+        }
     }
     for queue in topology.action_queues().iter().chain(&topology.workers_queue()) {
         let may = ask(&connection, |channel| consume(channel, &queue.name)).await?;

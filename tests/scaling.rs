@@ -1,0 +1,217 @@
+//! Many workers: shared out partitions, deckies of one's own engine, and what nobody takes.
+
+mod support;
+
+use std::collections::HashSet;
+
+use lapin::options::BasicPublishOptions;
+use lapin::{BasicProperties, Channel};
+use serde_json::{Value, json};
+use support::faults::Cell;
+use support::own_broker::OwnBroker;
+use support::tool::{on_suite, text, tool};
+use support::{OwnDecky, Peer, WorkerProcess, alpha, docker, file, fresh_directory, inside, with};
+use uuid::Uuid;
+
+/// Publishes an action with the routing key that its decky calls for.
+async fn publish(channel: &Channel, prefix: &str, action: &Value) -> String {
+    let id = Uuid::new_v4().to_string();
+    let body = with(action.clone(), json!({"action_id": id})).to_string();
+    let key = format!("decky.{}", action["dst_name"].as_str().unwrap());
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let properties = BasicProperties::default().with_delivery_mode(2);
+    let exchange = format!("{prefix}.actions");
+    channel.basic_publish(&exchange, &key, options, body.as_bytes(), properties).await.unwrap();
+    id
+}
+
+/// Waits until the worker says that it consumes from so many partitions.
+fn wait_for_share(worker: &mut WorkerProcess, share: usize) {
+    worker.wait_for_line(&format!("consuming from {share} of "));
+}
+
+/// Likewise from the queues of so many deckies.
+fn wait_for_deckies(worker: &mut WorkerProcess, deckies: usize) {
+    worker.wait_for_line(&format!("consuming from {deckies} decky queue"));
+}
+
+/// A decky that keeps a record of every plant, in the order in which the files appeared.
+fn recording() -> OwnDecky {
+    let decky = OwnDecky::start();
+    // Without python each plant is renamed by this program.
+    let put = "rm $(command -v python3); mv /usr/bin/mv /usr/bin/mv.real; \
+               printf '#!/bin/sh\\nread -r n <\"$3\"; echo $n >>/srv/record; exec mv.real \"$@\"\\n' >/usr/bin/mv; \
+               chmod +x /usr/bin/mv";
+    inside(&decky.name, &["sh", "-c", put]);
+    decky
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_edits_keep_their_order_while_workers_are_killed_and_added() {
+    const EDITS: usize = 500;
+    let deckies: Vec<OwnDecky> = std::iter::repeat_with(recording).take(20).collect();
+    let peer = Peer::connect().await;
+    let options = ["--partitions", "8", "--content-max", "65536", "--retry-delays", "1s"];
+    let mut workers = vec![WorkerProcess::start(&peer.prefix, &options)];
+    let mut ids = HashSet::new();
+    for n in 1..=EDITS {
+        for decky in &deckies {
+            let edit = json!({"kind": "edit", "dst_uuid": "d-1", "dst_name": decky.name, "path": "/srv/notes",
+                "persona": "alice", "content_class": "note", "previous_body": format!("{n}\n"),
+                "synthetic_file_uuid": "f-1"});
+            ids.insert(publish(&peer.channel, &peer.prefix, &edit).await);
+        }
+    }
+    assert!(peer.channel.wait_for_confirms().await.unwrap().is_empty());
+    let (mut results, mut killed, total) = (peer.consume("results").await, 0, ids.len());
+    let (mut seen, mut repeated) = (0, 0);
+    while !ids.is_empty() {
+        let result = results.next_json().await;
+        seen += 1;
+        repeated += usize::from(!ids.remove(result["action_id"].as_str().unwrap()));
+        assert_eq!(result["success"], true, "{result}");
+        // Every so often the oldest worker is killed, and one or two are added.
+        if total - ids.len() >= (killed + 1) * 2000 && killed < 4 {
+            workers.push(WorkerProcess::start(&peer.prefix, &options));
+            if killed % 2 == 0 {
+                workers.push(WorkerProcess::start(&peer.prefix, &options));
+            }
+            workers.remove(0).signal("-KILL");
+            killed += 1;
+        }
+    }
+    assert_eq!(killed, 4);
+    let mut plants = 0;
+    for decky in &deckies {
+        let record = String::from_utf8(inside(&decky.name, &["cat", "/srv/record"])).unwrap();
+        let numbers: Vec<usize> = record.lines().map(|line| line.parse().unwrap()).collect();
+        assert_eq!((numbers.first(), numbers.last()), (Some(&1), Some(&EDITS)));
+        // What was not known to be done is done again, from there on in order; nothing is ever left out.
+        assert!(numbers.windows(2).all(|pair| pair[1] <= pair[0] + 1), "{numbers:?}");
+        let shown = String::from_utf8(inside(&decky.name, &["head", "-n", "1", "/srv/notes"])).unwrap();
+        assert_eq!(shown.trim(), EDITS.to_string());
+        plants += numbers.len();
+    }
+    println!("{total} edits: {plants} plants, {seen} results, {repeated} of them repeated");
+    for worker in workers {
+        assert_eq!(worker.stop(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_are_shared_out_and_taken_over() {
+    let mut cell = Cell::new("scaling: partitions");
+    cell.queues = (0..6).map(|n| format!("partition.{n}")).collect();
+    let mut first = cell.worker(&["--partitions", "6"]);
+    let mut second = cell.worker_starting(&["--partitions", "6"]);
+    wait_for_share(&mut second, 3);
+    wait_for_share(&mut first, 3);
+    let mut third = cell.worker_starting(&["--partitions", "6"]);
+    for worker in [&mut first, &mut second, &mut third] {
+        wait_for_share(worker, 2);
+    }
+    cell.engine.set("slow", "0.01");
+    cell.publish(300).await;
+    cell.engine.wait_for("end", 50).await;
+    first.kill();
+    assert_eq!(second.stop(), 0);
+    wait_for_share(&mut third, 6);
+    let verdict = cell.end(vec![third]).await;
+    assert!(verdict.dead.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_in_the_shared_queue_moves_when_partitions_take_its_place() {
+    let mut cell = Cell::new("scaling: from shared to partitions");
+    cell.queues.extend((0..4).map(|n| format!("partition.{n}")));
+    assert!(tool(&cell, &["topology", "--declare"]).status.success());
+    cell.publish(100).await;
+    let worker = cell.worker(&["--partitions", "4"]);
+    cell.publish(100).await;
+    let refused = |arguments: &[&str], holds: &str| {
+        let output = tool(&cell, &[&["worker"], arguments].concat());
+        assert_eq!(output.status.code(), Some(3));
+        assert!(text(&output.stderr).contains(holds), "{}", text(&output.stderr));
+    };
+    refused(&[], "is used by workers with --partitions");
+    refused(&["--local"], "is used by workers with --partitions");
+    refused(&["--partitions", "2"], "has more partitions than --partitions says");
+    let verdict = cell.end(vec![worker]).await;
+    assert!(verdict.run_twice == 0 && verdict.dead.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_without_the_plugin_is_told_how_to_get_it() {
+    let broker = OwnBroker::start_without_plugins();
+    let cell = Cell::on("scaling: no plugin", &broker.url);
+    let output = tool(&cell, &["worker", "--partitions", "4"]);
+    assert_eq!(output.status.code(), Some(3));
+    let said = text(&output.stderr);
+    assert!(said.contains("rabbitmq-plugins enable rabbitmq_consistent_hash_exchange"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decky_that_hangs_holds_up_no_other() {
+    let mut cell = Cell::new("scaling: one decky hangs");
+    cell.engine.set("hang-in", "web-03-ssh");
+    // Fewer places than the decky that hangs has actions.
+    let worker = cell.worker(&["--memory", "150MiB", "--retry-delays", "500ms"]);
+    cell.publish(600).await;
+    cell.engine.wait_for("end", 540).await;
+    cell.engine.clear("hang-in");
+    let verdict = cell.end(vec![worker]).await;
+    assert!(verdict.run_twice == 0 && verdict.results_twice == 0 && verdict.dead.is_empty());
+    let order = cell_order(&verdict.begun, 3);
+    assert_eq!(order.len(), 60);
+    assert!(order.is_sorted(), "what was put off kept its order: {order:?}");
+}
+
+/// The numbers of the actions of one decky of a cell, as they began.
+fn cell_order(begun: &[String], decky: usize) -> Vec<usize> {
+    let numbers = begun.iter().map(|path| path.trim_start_matches("/m/").parse::<usize>().unwrap());
+    numbers.filter(|number| number % 10 == decky).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_worker_takes_what_is_for_the_deckies_of_its_engine_as_they_come_and_go() {
+    let peer = Peer::connect().await;
+    let guest = format!("own-{}", &Uuid::new_v4().simple().to_string()[..8]);
+    let pattern = format!("{},{guest}", alpha());
+    let mut worker = WorkerProcess::spawn(&peer.prefix, &["--local", "--allow-decky", &pattern]);
+    wait_for_deckies(&mut worker, 1);
+    let mut results = peer.bind_results("#").await;
+    let directory = fresh_directory(&alpha());
+    let here = publish(&peer.channel, &peer.prefix, &file(&alpha(), &format!("{directory}/a"))).await;
+    assert_eq!(results.next_json().await["action_id"], here.as_str());
+    // Nobody has this one yet.
+    let early = publish(&peer.channel, &peer.prefix, &file(&guest, "/srv/early")).await;
+    assert!(peer.channel.wait_for_confirms().await.unwrap().is_empty(), "it has a place");
+    let listed = listed(&peer.prefix);
+    assert_eq!((listed.len(), listed[0]["reason"].as_str()), (1, Some("unclaimed")));
+    assert_eq!(listed[0]["action_id"], early.as_str());
+
+    let decky = OwnDecky::start_as(&guest, "-ssh");
+    wait_for_deckies(&mut worker, 2);
+    let replayed = on_suite(&["dead-letters", "replay", "--yes", "--prefix", &peer.prefix]);
+    assert!(replayed.status.success());
+    assert_eq!(results.next_json().await["action_id"], early.as_str());
+    assert_eq!(inside(&guest, &["cat", "/srv/early"]), b"");
+
+    docker(&["stop", "-t", "0", &decky.container()]);
+    wait_for_deckies(&mut worker, 1);
+    let late = publish(&peer.channel, &peer.prefix, &file(&guest, "/srv/late")).await;
+    assert!(peer.channel.wait_for_confirms().await.unwrap().is_empty(), "its queue keeps it");
+    assert_eq!(peer.count(&format!("decky.{guest}")).await, 1);
+    docker(&["start", &decky.container()]);
+    let result = results.next_json().await;
+    assert_eq!(
+        (result["action_id"].as_str(), result["success"].as_bool()),
+        (Some(late.as_str()), Some(true))
+    );
+    assert_eq!(worker.stop(), 0);
+}
+
+fn listed(prefix: &str) -> Vec<Value> {
+    let output = on_suite(&["dead-letters", "list", "--json", "--prefix", prefix]);
+    text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
