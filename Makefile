@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-rabbitmq4 soak bench clean
+.PHONY: help demo up down test test-rabbitmq4 soak bench bench-quick clean
 
 help:
 	@echo "make demo   watch actions travel from a broker into two deckies, and back"
@@ -7,7 +7,8 @@ help:
 	@echo "make test   run the whole suite against a private broker and real deckies"
 	@echo "make soak   ten minutes of random faults under load, with a report (SECONDS=600)"
 	@echo "make test-rabbitmq4   the tests that concern the broker, against RabbitMQ 4; needs root"
-	@echo "make bench  measure it beside what one would use instead; ROUNDS=5"
+	@echo "make bench  measure it beside what one would use instead, a quarter of an hour; ROUNDS=5, ROWS=latency,bodies for some"
+	@echo "make bench-quick   one round with small counts, under three minutes"
 	@echo "make clean  remove what was built"
 
 demo:
@@ -29,7 +30,10 @@ soak:
 	@scripts/soak $(SECONDS)
 
 bench:
-	@scripts/bench $(ROUNDS)
+	@scripts/bench "$(ROUNDS)" "$(ROWS)"
+
+bench-quick:
+	@scripts/bench 1 "$(ROWS)"
 
 clean:
 	@scripts/engine wipe

@@ -1,36 +1,30 @@
 """The seed's way as a queue worker: pika, and one asyncio subprocess an action.
 
-    python_worker.py URL PREFIX CLIENT SUFFIX CONCURRENCY
+    python_worker.py URL PREFIX CLIENT CONCURRENCY
 
 Each delivery is one `CLIENT exec`; its result is published and confirmed, then it is acked.
 """
 import asyncio
-import base64
 import json
-import shlex
 import sys
 import threading
 
 import pika
 
-url, prefix, client, suffix, concurrency = sys.argv[1:6]
+from actions import command, container
 
-
-def plant(action):
-    path = shlex.quote(action["path"])
-    content = base64.b64encode(action.get("content", "").encode()).decode()
-    directory = shlex.quote(action["path"].rpartition("/")[0])
-    command = f"mkdir -p {directory} && printf %s {content} | base64 -d > {path} && touch -d '2026-04-17 18:05' {path}"
-    return [client, "exec", action["dst_name"] + suffix, "sh", "-c", command]
+url, prefix, client, concurrency = sys.argv[1:5]
 
 
 async def perform(body):
     action = json.loads(body)
     process = await asyncio.create_subprocess_exec(
-        *plant(action), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        client, "exec", container(action), *command(action), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    _, stderr = await asyncio.wait_for(process.communicate(), 8)
-    return json.dumps({"action_id": action["action_id"], "success": process.returncode == 0, "stderr": stderr.decode()})
+    stdout, stderr = await asyncio.wait_for(process.communicate(), 8)
+    success = process.returncode == 0 and (action["kind"] != "traffic" or stdout.startswith(b"SSH-"))
+    result = {"action_id": action["action_id"], "success": success, "stderr": stderr.decode()}
+    return json.dumps(result | {"stdout": stdout.decode("latin1")})
 
 
 def main():
