@@ -23,6 +23,8 @@ pub const HEADER_ATTEMPT: &str = "x-deckswain-attempt";
 /// When the action was first delivered to a worker, RFC 3339.
 pub const HEADER_FIRST_SEEN: &str = "x-deckswain-first-seen";
 
+/// The trace that a message belongs to, as W3C has it.
+pub const HEADER_TRACEPARENT: &str = "traceparent";
 /// How often the action came back from the dead letters by a replay.
 pub const HEADER_REPLAYS: &str = "x-deckswain-replays";
 

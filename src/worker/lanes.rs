@@ -142,7 +142,8 @@ impl<W: Work> Lanes<W> {
         drop(waiting);
         let (work, waiting, slots) = (self.work.clone(), self.waiting.clone(), self.slots.clone());
         let concurrency = self.concurrency;
-        self.running.spawn(run_lane(lane, work, waiting, slots, concurrency, self.alive.clone()));
+        // Boxed, as the runtime's own allocations of this size leave memory in pieces too small to use.
+        self.running.spawn(Box::pin(run_lane(lane, work, waiting, slots, concurrency, self.alive.clone())));
     }
 
     /// Takes what waits in lanes where nothing has moved for `time`, in its order; of each lane all, or

@@ -4,31 +4,58 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::broker::Properties;
+use crate::broker::{HEADER_TRACEPARENT, HeaderValue, Properties};
 
 /// How many deliveries are remembered.
 const ENTRIES_MAX: usize = 10_000;
 /// How many bytes of results are remembered, with all that belongs to them.
-const BYTES_MAX: usize = 4 * 1024 * 1024;
-/// What a result takes beside its text: properties, routing key and the places in the tables here.
-const OVERHEAD_BYTES: usize = 600;
+const BYTES_MAX: usize = 2 * 1024 * 1024;
+/// What a result takes beside its text: routing key, other fields, and the places in the tables here.
+const OVERHEAD_BYTES: usize = 400;
 /// How long: twice RabbitMQ's own limit of 30 minutes for a delivery that is not acked.
 const AGE_MAX: Duration = Duration::from_secs(3600);
 
 /// One delivery of an action, for all its redeliveries: the id, how often it was replayed, which attempt it is.
 pub type Key = (Uuid, i64, u32);
 
-/// A result as it was published.
+/// A result as it is published, in as few pieces as may be: thousands of them are kept.
 #[derive(Debug)]
 pub struct Answer {
+    /// The action's id.
+    pub id: Uuid,
     /// The routing key.
-    pub routing_key: String,
-    /// The properties.
-    pub properties: Properties,
+    pub routing_key: Box<str>,
+    /// The delivery's, where it has one.
+    pub correlation_id: Option<Box<str>>,
+    /// The action's `traceparent`.
+    pub traceparent: Option<HeaderValue>,
+    /// When it was finished.
+    pub finished_at: DateTime<Utc>,
     /// The JSON text.
-    pub body: Vec<u8>,
+    pub body: Box<[u8]>,
+}
+
+impl Answer {
+    /// The properties that it is published with.
+    pub fn properties(&self) -> Properties {
+        let id = self.id.to_string();
+        let correlation_id = self.correlation_id.as_deref().unwrap_or(&id).to_owned();
+        let traceparent = self.traceparent.clone().map(|value| (HEADER_TRACEPARENT.to_owned(), value));
+        Properties {
+            correlation_id: Some(correlation_id),
+            message_id: Some(id),
+            reply_to: None,
+            content_type: Some("application/json".to_owned()),
+            message_type: Some("activity.result".to_owned()),
+            app_id: Some("deckswain".to_owned()),
+            timestamp: Some(self.finished_at),
+            headers: traceparent.into_iter().collect(),
+            death: None,
+        }
+    }
 }
 
 /// What became of a delivery.
@@ -84,7 +111,7 @@ impl Memory {
 
 fn bytes_of(finished: &Finished) -> usize {
     match finished {
-        Finished::Answered(answer) => answer.body.capacity() + OVERHEAD_BYTES,
+        Finished::Answered(answer) => answer.body.len() + OVERHEAD_BYTES,
         Finished::Retried => OVERHEAD_BYTES / 4,
     }
 }
@@ -98,8 +125,14 @@ mod tests {
     }
 
     fn answer(bytes: usize) -> Finished {
-        let properties = Properties::default();
-        Finished::Answered(Arc::new(Answer { routing_key: String::new(), properties, body: vec![0; bytes] }))
+        Finished::Answered(Arc::new(Answer {
+            id: Uuid::nil(),
+            routing_key: "".into(),
+            correlation_id: None,
+            traceparent: None,
+            finished_at: DateTime::UNIX_EPOCH,
+            body: vec![0; bytes].into(),
+        }))
     }
 
     #[test]

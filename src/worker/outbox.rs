@@ -47,15 +47,14 @@ impl<P: Publish> Outbox<P> {
 
     /// Publishes a result, and a copy of it to whoever asked for one.
     pub async fn result(&self, answer: &Answer, delivered: &Properties) -> Result<(), Aborted> {
-        let Answer { routing_key, properties, body } = answer;
-        let exchange = self.topology.results.as_str();
+        let (properties, body) = (&answer.properties(), &*answer.body);
+        let (exchange, routing_key) = (self.topology.results.as_str(), &*answer.routing_key);
         self.publish_until_confirmed(Publication { exchange, routing_key, properties, body }).await?;
         if let Some(reply_to) = &delivered.reply_to {
             let copy = Publication { exchange: "", routing_key: reply_to, properties, body };
             // Who asked for the copy may be gone by now; the result itself is safe.
             if let Err(error) = self.publisher.publish(copy).await {
-                let id = properties.message_id.as_deref().unwrap_or_default();
-                warn!(action.id = id, "no copy of the result went to reply_to: {error}");
+                warn!(action.id = %answer.id, "no copy of the result went to reply_to: {error}");
             }
         }
         Ok(())

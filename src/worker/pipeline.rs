@@ -9,10 +9,10 @@ use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
 use crate::action::{Action, DeckyName, DecodeOptions, Invalid};
-use crate::broker::{Delivery, Layout, Properties, Publish, Settle, Topology};
+use crate::broker::{Delivery, HEADER_TRACEPARENT, Layout, Properties, Publish, Settle, Topology};
 use crate::driver::{self, Aborted, Driver, can_share};
 use crate::policy::Policy;
-use crate::result::{ActivityResult, Disposition, Failure, FailureClass, Occasion, Outcome, WorkerIdentity};
+use crate::result::{Disposition, Failure, FailureClass, Occasion, Outcome, WorkerIdentity};
 use crate::subprocess::RunCommand;
 use crate::worker::breaker::Breakers;
 use crate::worker::company::{Company, Turn};
@@ -278,18 +278,19 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         alive: Alive,
     ) {
         let pipeline = self.clone();
-        tokio::spawn(async move {
+        // Boxed, as the runtime's own allocations of this size leave memory in pieces too small to use.
+        tokio::spawn(Box::pin(async move {
             let published = pipeline.publish(answered, &delivery).await;
             pipeline.settle(published, delivery).await;
             drop(alive);
-        });
+        }));
     }
 
     async fn publish<S: Settle>(&self, answered: Answered, delivery: &Delivery<S>) -> Result<(), Aborted> {
         match answered {
             Answered::Now(judged, span) => self.dispose(judged, delivery, span).await,
             Answered::Before(Finished::Answered(answer)) => {
-                info!(action.id = %answer.properties.message_id.as_deref().unwrap_or_default(), "seen again: answered, not run");
+                info!(action.id = %answer.id, "seen again: answered, not run");
                 self.outbox.result(&answer, &delivery.properties).await
             }
             Answered::Before(Finished::Retried) => Ok(()),
@@ -438,9 +439,12 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             Err(error) => unreachable!("a result of strings and numbers has a JSON form: {error}"),
         };
         let answer = Arc::new(Answer {
-            routing_key: result.routing_key(),
-            properties: result_properties(&result, occasion, delivered),
-            body,
+            id: result.action_id,
+            routing_key: result.routing_key().into(),
+            correlation_id: delivered.correlation_id.as_deref().map(Into::into),
+            traceparent: delivered.headers.get(HEADER_TRACEPARENT).cloned(),
+            finished_at: occasion.finished_at,
+            body: body.into(),
         });
         if disposition == Disposition::Completed {
             // From here on the action has been run: a redelivery must not run it again.
@@ -464,22 +468,6 @@ pub enum Answered {
 
 fn key_of<S>(action: &Action, delivery: &Delivery<S>) -> Key {
     (action.id, delivery.properties.replays(), delivery.properties.attempt())
-}
-
-fn result_properties(result: &ActivityResult, occasion: Occasion, delivered: &Properties) -> Properties {
-    let id = result.action_id.to_string();
-    let traceparent = delivered.headers.get_key_value("traceparent");
-    Properties {
-        correlation_id: Some(delivered.correlation_id.clone().unwrap_or_else(|| id.clone())),
-        message_id: Some(id),
-        reply_to: None,
-        content_type: Some("application/json".to_owned()),
-        message_type: Some("activity.result".to_owned()),
-        app_id: Some("deckswain".to_owned()),
-        timestamp: Some(occasion.finished_at),
-        headers: traceparent.map(|(name, value)| (name.clone(), value.clone())).into_iter().collect(),
-        death: None,
-    }
 }
 
 fn log(judged: &Judged, occasion: Occasion) {
