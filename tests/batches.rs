@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use deckswain::action::{Action, DecodeOptions};
+use deckswain::action::{Action, DeckyName, DecodeOptions};
 use deckswain::driver::{Attempt, Batch, Driver, DriverOptions, Next, can_share};
 use deckswain::result::{ContainerProcess, FailureClass, Outcome};
 use deckswain::subprocess::{HostCommands, TURNS_AHEAD};
@@ -252,6 +252,38 @@ async fn what_breaks_the_framing_costs_only_its_own_decky_and_each_action_still_
     assert_eq!(done.len(), 7);
     assert!(done.iter().filter(|ended| ended.outcome.failure.is_none()).count() >= 4);
     assert_eq!(decky.processes(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_python_does_not_do_what_it_should_the_shell_does_it() {
+    let decky = OwnDecky::start();
+    let directory = fresh_directory(&decky.name);
+    let put = "p=$(command -v python3); rm $p; printf '#!/bin/sh\necho no >&2; exit 1\n' >$p; chmod +x $p";
+    inside(&decky.name, &["sh", "-c", put]);
+    let actions: Vec<Value> = (0..20)
+        .map(|n| with(file(&decky.name, &format!("{directory}/f{n:02}")), json!({"content": "x"})))
+        .collect();
+    let done = batched(&driver("8s"), &decoded(&actions)).await;
+    assert!(done.iter().all(|ended| ended.outcome.failure.is_none()));
+    let left = String::from_utf8(inside(&decky.name, &["ls", "-A", &directory])).unwrap();
+    assert_eq!(left.lines().count(), 20, "{left}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_worker_of_the_fleet_left_in_a_decky_is_ended_and_nothing_else_is() {
+    let decky = OwnDecky::start();
+    inside(&decky.name, &["sh", "-c", "mkfifo /srv/never"]);
+    docker(&["exec", "-d", &decky.container(), "sleep", "600"]);
+    let read = with(file(&decky.name, "/srv/never"), json!({"kind": "read"}));
+    let (other, action) = (driver("60s"), decoded(&[read]).remove(0));
+    let attempt = Attempt { now: Utc::now(), is_repeat: false };
+    let hanging = tokio::spawn(async move { other.perform(&action, attempt).await });
+    let is_there = |what: &str| decky.processes().iter().any(|process| process.contains(what));
+    support::wait_until("it hangs", || is_there("head -c"));
+    driver("8s").clear(&DeckyName::parse(&decky.name).unwrap()).await;
+    assert!(!is_there("head -c") && is_there("sleep 600"), "{:?}", decky.processes());
+    let outcome = hanging.await.unwrap().unwrap();
+    assert_eq!(outcome.failure.map(|failure| failure.class), Some(FailureClass::Command));
 }
 
 #[tokio::test(flavor = "multi_thread")]

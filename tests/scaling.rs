@@ -121,6 +121,31 @@ async fn partitions_are_shared_out_and_taken_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_action_that_kills_its_worker_takes_no_other_of_its_partition_with_it() {
+    let mut cell = Cell::new("scaling: poison in a partition");
+    cell.queues = (0..2).map(|n| format!("partition.{n}")).collect();
+    let options = ["--partitions", "2"];
+    let mut worker = cell.worker(&options);
+    cell.engine.set("hang", "");
+    let ids = cell.publish(100).await;
+    let poison = ids[50].clone();
+    cell.engine.set("poison", cell.path(&poison));
+    cell.engine.clear("hang");
+    let mut starts = 1;
+    // The supervisor: starts it again whenever it ends, until the action has been given up.
+    while cell.count("dead").await == 0 {
+        assert!(starts < 60, "the poison is still about after {starts} starts");
+        if worker.has_ended() {
+            worker = cell.worker_starting(&options);
+            starts += 1;
+        }
+    }
+    println!("the worker was started {starts} times");
+    let verdict = cell.end(vec![worker]).await;
+    assert_eq!(verdict.dead.keys().collect::<Vec<_>>(), [&poison]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_waits_in_the_shared_queue_moves_when_partitions_take_its_place() {
     let mut cell = Cell::new("scaling: from shared to partitions");
     cell.queues.extend((0..4).map(|n| format!("partition.{n}")));

@@ -17,6 +17,8 @@ use crate::broker::{AmqpConsumer, AmqpSettle, BrokerError, Delivery, Layout, Que
 const SHARE_INTERVAL: Duration = Duration::from_secs(1);
 /// A queue that gives nothing for so long at the start has nothing that brings a worker down.
 const QUIET_TIME: Duration = Duration::from_millis(300);
+/// What has run for so long brings no worker down, or none that could be kept up.
+const TRIAL_TIME_MAX: Duration = Duration::from_secs(2);
 /// At most so many deliveries are held of one decky's own queue: a batch's worth.
 const DECKY_PREFETCH_MAX: u16 = 64;
 
@@ -31,7 +33,7 @@ pub enum Cue {
     Share,
     /// Deckies came or went, or their queues may be free by now.
     Residents,
-    /// The queue that was opened last gives nothing.
+    /// The queue that was opened last gives nothing, or what it gave runs on.
     Quiet,
 }
 
@@ -91,8 +93,8 @@ impl Intake {
                 self.pending.extend(self.topology.action_queues());
                 self.open_pending(consumer).await
             }
-            Layout::Partitioned(_) => self.follow(Cue::Share, consumer).await,
-            Layout::Local => self.follow(Cue::Residents, consumer).await,
+            // Nothing is held back yet.
+            Layout::Partitioned(_) | Layout::Local => self.queue_freed(consumer).await,
         }
     }
 
@@ -119,20 +121,29 @@ impl Intake {
         }
     }
 
-    /// Takes and gives up queues as things are now.
-    pub async fn follow(&mut self, cue: Cue, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
+    /// Takes and gives up queues as things are now; gives what was held back and may be run.
+    pub async fn follow(
+        &mut self,
+        cue: Cue,
+        consumer: &mut AmqpConsumer,
+    ) -> Result<VecDeque<Incoming>, BrokerError> {
+        let mut held = VecDeque::new();
         match cue {
             Cue::Share => self.share_out(consumer).await?,
             Cue::Residents => self.follow_residents(consumer).await?,
-            Cue::Quiet => (self.quiet_at, self.trial) = (None, None),
+            Cue::Quiet => {
+                self.quiet_at = None;
+                held = self.trial.take().map(Trial::into_held).unwrap_or_default();
+            }
         }
-        self.open_pending(consumer).await
+        self.open_pending(consumer).await?;
+        Ok(held)
     }
 
     /// Looks at the queues now that one that was given up is free.
     pub async fn queue_freed(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
         let cue = if self.residents.is_some() { Cue::Residents } else { Cue::Share };
-        self.follow(cue, consumer).await
+        self.follow(cue, consumer).await.map(|_| ())
     }
 
     /// Whether fewer are taken at once than may be, for what was delivered before may bring workers down.
@@ -151,8 +162,11 @@ impl Intake {
         consumer: &mut AmqpConsumer,
     ) -> Result<Option<Admitted<AmqpSettle>>, BrokerError> {
         if let Some(trial) = self.trial.as_mut().filter(|trial| trial.queue == queue) {
-            self.quiet_at = None;
-            return Ok(trial.take(delivery));
+            let admitted = trial.take(delivery);
+            if admitted.is_some() {
+                self.quiet_at = Some(Instant::now() + TRIAL_TIME_MAX);
+            }
+            return Ok(admitted);
         }
         if self.topology.layout == Layout::Shared && self.is_careful() && !delivery.redelivered {
             self.open_to(self.prefetch, consumer).await?;
@@ -169,10 +183,16 @@ impl Intake {
             self.open_to(self.window.saturating_mul(2), consumer).await?;
             return Ok(VecDeque::new());
         }
-        let is_over = |trial: &mut Trial<_>| trial.is_over(consumer.unsettled(&trial.queue));
-        let held = self.trial.take_if(is_over).map(Trial::into_held).unwrap_or_default();
-        self.open_pending(consumer).await?;
-        Ok(held)
+        let Some(trial) = &mut self.trial else { return Ok(VecDeque::new()) };
+        let next = trial.advance(consumer.unsettled(&trial.queue));
+        if !next.is_empty() {
+            self.quiet_at = Some(Instant::now() + TRIAL_TIME_MAX);
+        }
+        if trial.is_over() {
+            (self.quiet_at, self.trial) = (None, None);
+            self.open_pending(consumer).await?;
+        }
+        Ok(next)
     }
 
     async fn open_to(&mut self, window: u16, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {

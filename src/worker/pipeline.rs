@@ -141,7 +141,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
 
     /// Runs what came to the head of a decky's lane, and with it what waits behind it and can share its exec.
     ///
-    /// What a delivery comes to is published and settled beside the lane; [`Turn::alive`] tells when that is over.
+    /// What a delivery comes to is published and settled beside the lane.
     pub async fn take<S: Settle + Sync>(self: Arc<Self>, first: Delivery<S>, turn: Turn<S>) {
         let decoded = self.decode(&first);
         if let Ok(action) = &decoded {

@@ -175,7 +175,9 @@ impl<R: RunCommand> Service<R> {
                 }
                 () = freed.notified() => self.intake.queue_freed(consumer).await?,
                 cue = self.intake.cue() => {
-                    self.intake.follow(cue, consumer).await?;
+                    for delivery in self.intake.follow(cue, consumer).await? {
+                        self.begin(delivery);
+                    }
                     // What was given up goes back to its queue once nothing here holds it any more.
                     self.lanes.forget_waiting(|waiting| !waiting.delivery.settle.is_current());
                 }
