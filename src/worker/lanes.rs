@@ -210,26 +210,27 @@ async fn run_lane<W: Work>(
     alive: Alive,
 ) {
     loop {
+        {
+            let mut waiting = lock(&lanes);
+            if waiting.lanes.get(&lane).is_none_or(|lane| lane.queue.is_empty()) {
+                waiting.lanes.remove(&lane);
+                return;
+            }
+        }
         // What has arrived with the first item is to be there when its turn begins.
         tokio::task::yield_now().await;
         // The semaphore is never closed.
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        let first = {
-            let mut waiting = lock(&lanes);
-            let first = waiting.lanes.get_mut(&lane).and_then(|lane| {
-                (lane.is_running, lane.moved_at) = (true, Instant::now());
-                lane.queue.pop_front()
-            });
-            if first.is_none() {
-                waiting.lanes.remove(&lane);
-            }
-            first
-        };
-        let Some(first) = first else { return };
-        let (alive, unsettled) = (alive.clone(), Arc::new(()));
-        let turn =
-            Turn { lane: lane.clone(), lanes: lanes.clone(), alive, unsettled, concurrency, _slot: slot };
-        work.work(first, turn).await;
+        let first = lock(&lanes).lanes.get_mut(&lane).and_then(|lane| {
+            (lane.is_running, lane.moved_at) = (true, Instant::now());
+            lane.queue.pop_front()
+        });
+        if let Some(first) = first {
+            let (alive, unsettled) = (alive.clone(), Arc::new(()));
+            let turn =
+                Turn { lane: lane.clone(), lanes: lanes.clone(), alive, unsettled, concurrency, _slot: slot };
+            work.work(first, turn).await;
+        }
         if let Some(lane) = lock(&lanes).lanes.get_mut(&lane) {
             lane.is_running = false;
         }
