@@ -196,7 +196,10 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
             });
             residents
         });
-        let served = Service::new(service, pipeline, abort, stop, residents).serve().await;
+        // As a task of its own it runs on the threads that its deliveries are worked on by: a change of
+        // threads costs more than most of what is done for a delivery.
+        let serving = tokio::spawn(Service::new(service, pipeline, abort, stop, residents).serve());
+        let served = serving.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
         signals.abort();
         publisher.close().await;
         match served {

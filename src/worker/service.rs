@@ -47,7 +47,7 @@ pub struct ServiceOptions {
 }
 
 /// How far the service has been asked to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 pub enum Stop {
     /// Not at all.
     No,
@@ -115,7 +115,7 @@ impl<R: RunCommand> Service<R> {
             let mut stop = self.stop.clone();
             tokio::select! {
                 () = sleep(backoff.next_wait()) => {}
-                _ = stop.wait_for(|stop| *stop != Stop::No) => {}
+                () = asked(&mut stop, Stop::Finish) => {}
             }
         }
         self.drain().await;
@@ -127,7 +127,7 @@ impl<R: RunCommand> Service<R> {
         let mut stop = self.stop.clone();
         let connected = tokio::select! {
             connected = AmqpConsumer::connect(&self.options.broker_url, &self.options.topology) => connected,
-            _ = stop.wait_for(|stop| *stop != Stop::No) => {
+            () = asked(&mut stop, Stop::Finish) => {
                 self.drain().await;
                 return Ended::Stopped;
             }
@@ -169,7 +169,7 @@ impl<R: RunCommand> Service<R> {
         loop {
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),
+                () = asked(&mut stop, Stop::Finish) => return Ok(()),
                 () = pipeline.settled().notified(), if self.intake.is_careful() => {
                     self.open_further(consumer).await?;
                 }
@@ -193,7 +193,7 @@ impl<R: RunCommand> Service<R> {
                 _ = sweeps.tick() => self.put_off_stuck(),
                 _ = checks.tick() => tokio::select! {
                     checked = consumer.check() => checked?,
-                    _ = stop_check.wait_for(|stop| *stop != Stop::No) => return Ok(()),
+                    () = asked(&mut stop_check, Stop::Finish) => return Ok(()),
                 },
             }
         }
@@ -228,7 +228,7 @@ impl<R: RunCommand> Service<R> {
         let mut stop = self.stop.clone();
         let finished = tokio::select! {
             finished = timeout(self.options.grace, self.lanes.finish()) => finished.is_ok(),
-            _ = stop.wait_for(|stop| *stop == Stop::AtOnce) => false,
+            () = asked(&mut stop, Stop::AtOnce) => false,
         };
         if finished {
             return;
@@ -242,6 +242,12 @@ impl<R: RunCommand> Service<R> {
             self.lanes.abort().await;
         }
     }
+}
+
+/// Waits until the service has been asked to stop this much.
+async fn asked(stop: &mut watch::Receiver<Stop>, least: Stop) {
+    // Who could ask is never gone before the service.
+    let _ = stop.wait_for(|stop| *stop >= least).await;
 }
 
 /// What the lanes are for.
