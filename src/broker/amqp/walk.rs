@@ -19,6 +19,8 @@ use crate::broker::{BrokerError, Delivery, Queue};
 const HELD_PER_CHANNEL_MAX: u16 = 2000;
 /// After so long without a message it is asked whether there are any left: others may have taken them.
 const QUIET_TIME: Duration = Duration::from_millis(500);
+/// After so many of these with nothing left in the queue others have taken the rest.
+const QUIET_TIMES_MAX: u8 = 3;
 
 /// How long the queue may take until what was given back is there again.
 const GIVING_BACK_TIME_MAX: Duration = Duration::from_secs(2);
@@ -35,6 +37,8 @@ pub struct QueueWalk {
     closing: bool,
     left: u32,
     seen: u32,
+    /// How often in a row nothing came, and nothing was left in the queue.
+    quiet_times: u8,
     source: Arc<Source>,
 }
 
@@ -54,6 +58,7 @@ impl QueueWalk {
             closing: false,
             left,
             seen: 0,
+            quiet_times: 0,
             source: Source::new(HELD_PER_CHANNEL_MAX),
         })
     }
@@ -81,6 +86,7 @@ impl QueueWalk {
                 Ok(Some(Ok(delivery))) => {
                     self.left -= 1;
                     self.seen += 1;
+                    self.quiet_times = 0;
                     self.on_channel = self.on_channel.saturating_add(1);
                     return Ok(Some(delivery_from(delivery, &self.source)));
                 }
@@ -90,8 +96,10 @@ impl QueueWalk {
                 }
                 Ok(None) if self.closing => self.consumer = None,
                 Ok(None) => return Err(BrokerError::QueueGone),
-                Err(_) if self.ready().await? == 0 => self.left = 0,
-                Err(_) => {}
+                Err(_) if self.ready().await? > 0 => self.quiet_times = 0,
+                // What a busy broker has sent is not in the queue any more, and may not be here yet.
+                Err(_) if self.quiet_times < QUIET_TIMES_MAX => self.quiet_times += 1,
+                Err(_) => self.left = 0,
             }
         }
         Ok(None)
