@@ -67,7 +67,7 @@ impl Batch for All<'_> {
         false
     }
 
-    fn may_begin(&self, _action: &Action) -> bool {
+    fn may_begin(&self, _index: &usize) -> bool {
         self.done.len() < self.done_max
     }
 

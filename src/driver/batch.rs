@@ -59,7 +59,7 @@ pub trait Batch: Send {
     /// Waits a little for another action, where one is likely to come; says whether it has.
     fn wait(&mut self) -> impl Future<Output = bool> + Send;
     /// Whether an action that was given but has not been begun still may be.
-    fn may_begin(&self, action: &Action) -> bool;
+    fn may_begin(&self, ticket: &Self::Ticket) -> bool;
     /// Is told what came of an action, and when its turn began and ended.
     fn done(&mut self, ticket: Self::Ticket, outcome: Outcome, span: (DateTime<Utc>, DateTime<Utc>));
     /// Is given back an action that was not begun.
@@ -121,7 +121,7 @@ impl<B: Batch> Lines<B> {
     /// The next line to send.
     fn next(&mut self) -> Option<Line<B::Ticket>> {
         while let Some(line) = self.again.pop_front() {
-            if self.batch.may_begin(&line.action) {
+            if self.batch.may_begin(&line.ticket) {
                 return Some(line);
             }
             self.batch.not_begun(line.ticket);
@@ -204,7 +204,7 @@ impl<R: RunCommand> Driver<R> {
             let Some(due) = lines.sent.pop_front() else { continue };
             match ending {
                 Ending::TimedOut(run) => lines.tell(due, run),
-                Ending::Broken(_) if lines.batch.may_begin(&due.action) => {
+                Ending::Broken(_) if lines.batch.may_begin(&due.ticket) => {
                     // Python may be what cannot be relied on there.
                     with_python = false;
                     lines.began = Utc::now();

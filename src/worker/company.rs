@@ -71,7 +71,6 @@ impl<R: RunCommand, P: Publish, S: Settle + Sync> Batch for &mut Company<'_, R, 
             let is_repeat = delivery.is_repeat();
             Some(Next { action: action.clone(), ticket: (action, delivery), is_repeat })
         };
-        (self.idle_since, self.settled_since) = (None, None);
         if let Some((action, delivery)) = self.first.take() {
             return next(action, delivery);
         }
@@ -79,6 +78,7 @@ impl<R: RunCommand, P: Publish, S: Settle + Sync> Batch for &mut Company<'_, R, 
             return None;
         }
         let delivery = self.turn.next_if(|waiting| waiting.may_share)?.delivery;
+        (self.idle_since, self.settled_since) = (None, None);
         match self.pipeline.decode(&delivery) {
             Ok(action) if self.pipeline.may_share(&action, &delivery) => next(action, delivery),
             decoded => {
@@ -117,8 +117,8 @@ impl<R: RunCommand, P: Publish, S: Settle + Sync> Batch for &mut Company<'_, R, 
         false
     }
 
-    fn may_begin(&self, action: &Action) -> bool {
-        self.pipeline.is_next(action)
+    fn may_begin(&self, (action, delivery): &Self::Ticket) -> bool {
+        delivery.settle.is_current() && self.pipeline.is_next(action)
     }
 
     fn done(
