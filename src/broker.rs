@@ -159,7 +159,7 @@ pub struct Publication<'a> {
 }
 
 /// Why a message is not known to be safe with the broker.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum PublishError {
     /// No queue takes it.
     #[error("the broker returned the message: {0}")]

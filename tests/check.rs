@@ -3,11 +3,10 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use serde_json::{Value, json};
 use support::faults::Cell;
-use support::own_broker::rabbitmqctl;
+use support::own_broker::User;
 use support::tool::{command, json_lines, text, tool, tool_fed};
 use support::{OwnDecky, alpha, docker, inside, part};
 
@@ -125,30 +124,13 @@ fn settings_that_contradict_each_other_are_told_together() {
     assert!(of(&lines, "permissions").is_empty(), "nothing is said of what was not looked at");
 }
 
-/// A user of the broker's, gone with the test.
-struct User<'a>(&'a Path, String);
-
-impl User<'_> {
-    fn may(&self, configure: &str, write: &str, read: &str) {
-        rabbitmqctl(self.0, &["set_permissions", "-p", "/", &self.1, configure, write, read]);
-    }
-}
-
-impl Drop for User<'_> {
-    fn drop(&mut self) {
-        rabbitmqctl(self.0, &["delete_user", &self.1]);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn permissions_that_a_worker_lacks_are_named_and_one_with_the_least_works() {
     let mut cell = Cell::new("check: permissions");
-    let ctl = part("DECKSWAIN_TEST_RABBITMQCTL");
-    let user = User(Path::new(&ctl), format!("u-{}", cell.prefix));
-    rabbitmqctl(user.0, &["add_user", &user.1, "pw"]);
+    let user = User::named(&format!("u-{}", cell.prefix));
     let prefix = cell.prefix.clone();
     user.may("^$", "^$", "^$");
-    let limited = cell.broker.replace("guest:guest", &format!("{}:pw", user.1));
+    let limited = user.url(&cell.broker);
     let (status, lines) = checked(&cell, &["--broker", &limited]);
     assert_eq!(status, 1);
     let lacking = of(&lines, "permissions");

@@ -3,6 +3,7 @@
 mod consumer;
 mod convert;
 mod declare;
+mod group;
 mod inspect;
 mod permissions;
 mod publisher;
@@ -14,9 +15,10 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use futures_lite::future::poll_once;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties, ErrorKind};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{BrokerError, Trouble};
 use consumer::claim_of;
@@ -57,6 +59,26 @@ async fn answer<T>(what: &str, asked: impl Future<Output = lapin::Result<T>>) ->
         Ok(Err(error)) => Err(explain(what, &error)),
         Err(_) => Err(no_answer(what, ANSWER_TIME_MAX)),
     }
+}
+
+/// Begins all before it waits for any of them, so that what they send goes out together; `None` is what
+/// had no answer in time.
+async fn together<T>(
+    asked: impl Iterator<Item = impl Future<Output = lapin::Result<T>>>,
+) -> Vec<Option<lapin::Result<T>>> {
+    let deadline = Instant::now() + ANSWER_TIME_MAX;
+    let mut begun = Vec::new();
+    for mut ask in asked.map(Box::pin) {
+        begun.push((poll_once(&mut ask).await, ask));
+    }
+    let mut answers = Vec::with_capacity(begun.len());
+    for (answer, ask) in begun {
+        answers.push(match answer {
+            Some(answer) => Some(answer),
+            None => timeout_at(deadline, ask).await.ok(),
+        });
+    }
+    answers
 }
 
 fn no_answer(what: &str, time_max: Duration) -> BrokerError {

@@ -92,3 +92,39 @@ pub fn rabbitmqctl(program: &Path, arguments: &[&str]) {
     let output = Command::new(program).arg("--quiet").args(arguments).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
+
+/// A user of the shared broker's, gone with the test.
+pub struct User(String);
+
+impl User {
+    /// One who may do nothing yet.
+    pub fn named(name: &str) -> Self {
+        let user = Self(name.to_owned());
+        user.ctl(&["add_user", name, "pw"]);
+        user
+    }
+
+    /// The broker's URL for this user.
+    pub fn url(&self, broker: &str) -> String {
+        broker.replace("guest:guest", &format!("{}:pw", self.0))
+    }
+
+    pub fn may(&self, configure: &str, write: &str, read: &str) {
+        self.ctl(&["set_permissions", "-p", "/", &self.0, configure, write, read]);
+    }
+
+    /// Where a topic exchange may be written to and read from, by routing key.
+    pub fn may_on(&self, exchange: &str, write: &str, read: &str) {
+        self.ctl(&["set_topic_permissions", "-p", "/", &self.0, exchange, write, read]);
+    }
+
+    fn ctl(&self, arguments: &[&str]) {
+        rabbitmqctl(Path::new(&part("DECKSWAIN_TEST_RABBITMQCTL")), arguments);
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        self.ctl(&["delete_user", &self.0]);
+    }
+}

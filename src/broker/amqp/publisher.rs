@@ -1,27 +1,33 @@
-//! Publishing with confirms over a pool of channels.
+//! Publishing with confirms, in groups, over a pool of channels.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 
+use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::publisher_confirm::Confirmation;
 use lapin::{Channel, Connection};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
+use super::group::{Waiting, publish_in_groups};
 use super::{
     ANSWER_TIME_MAX, NOT_FOUND, answer, convert, declare, no_answer, not_there, open, passive_exchange,
-    reply_code, said,
+    reply_code, said, together,
 };
 use crate::broker::{BrokerError, Publication, Publish, PublishError, Topology};
 
 /// How many idle channels are kept; more than this many publishes at once open channels of their own.
 const IDLE_CHANNELS_MAX: usize = 64;
 
+/// A larger message goes out alone: the broker may refuse it for its size, and with it all of its group.
+const GROUPED_BODY_BYTES_MAX: usize = 16 * 1024;
+
 /// Publishes on a connection of its own, which it opens anew when it was lost.
 ///
-/// Each channel has one publish outstanding at a time: with more, the client library
-/// can hand a returned message to the wrong confirm.
+/// Each channel has one group outstanding at a time: the client library can hand a returned message to
+/// the wrong confirm, and what was returned has to be found among those that went out together.
 #[derive(Clone)]
 pub struct AmqpPublisher {
     url: Arc<str>,
@@ -29,6 +35,8 @@ pub struct AmqpPublisher {
     topology: Option<Arc<Topology>>,
     state: Arc<Mutex<State>>,
     distrusted: Arc<AtomicBool>,
+    /// By exchange.
+    groups: Arc<std::sync::Mutex<HashMap<String, mpsc::UnboundedSender<Waiting>>>>,
 }
 
 #[derive(Default)]
@@ -53,13 +61,20 @@ impl AmqpPublisher {
             topology: Some(Arc::new(topology.clone())),
             state: Arc::default(),
             distrusted: Arc::default(),
+            groups: Arc::default(),
         }
     }
 
     /// A publisher that leaves it to others to declare what it publishes to.
     #[must_use]
     pub fn to_what_is_there(url: &str) -> Self {
-        Self { url: url.into(), topology: None, state: Arc::default(), distrusted: Arc::default() }
+        Self {
+            url: url.into(),
+            topology: None,
+            state: Arc::default(),
+            distrusted: Arc::default(),
+            groups: Arc::default(),
+        }
     }
 
     async fn channel(&self) -> Result<Channel, BrokerError> {
@@ -137,53 +152,112 @@ impl AmqpPublisher {
     }
 }
 
+impl AmqpPublisher {
+    /// Publishes on one channel; tells of each message what became of it.
+    pub(super) async fn publish_together(
+        &self,
+        publications: &[Publication<'_>],
+    ) -> Vec<Result<(), PublishError>> {
+        let channel = match self.channel().await {
+            Ok(channel) => channel,
+            Err(error) => {
+                // A broker that holds publishers back opens no channel for them either.
+                let is_blocked = self.state.lock().await.is_blocked();
+                let error = if is_blocked { late(true) } else { PublishError::Failed(error.to_string()) };
+                return vec![Err(error); publications.len()];
+            }
+        };
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let publish = async |publication: &Publication<'_>| {
+            let Publication { exchange, routing_key, properties, body } = publication;
+            let properties = convert::properties_to(properties);
+            channel.basic_publish(exchange, routing_key, options, body, properties).await?.await
+        };
+        let answers = together(publications.iter().map(publish)).await;
+        if answers.iter().all(Option::is_none) {
+            self.distrust();
+        }
+        // A channel whose confirm is missing or wrong is thrown away with whatever may still arrive on it.
+        if answers.iter().all(|answer| matches!(answer, Some(Ok(_)))) {
+            self.give_back(channel).await;
+        }
+        self.judge(publications, answers).await
+    }
+
+    async fn judge(
+        &self,
+        publications: &[Publication<'_>],
+        answers: Vec<Option<lapin::Result<Confirmation>>>,
+    ) -> Vec<Result<(), PublishError>> {
+        let is_blocked = answers.iter().any(Option::is_none) && self.state.lock().await.is_blocked();
+        let mut returned = Vec::new();
+        let mut outcomes = Vec::with_capacity(answers.len());
+        for answer in answers {
+            outcomes.push(match answer {
+                None => Err(late(is_blocked)),
+                Some(Err(error)) => Err(PublishError::Failed(said(&error))),
+                Some(Ok(confirmation)) => {
+                    let is_taken = confirmation.is_ack();
+                    returned.extend(confirmation.take_message());
+                    if is_taken { Ok(()) } else { Err(PublishError::Nacked) }
+                }
+            });
+        }
+        // The client library may hand a returned message to another one's confirm, but to one of the same group.
+        for (publication, outcome) in publications.iter().zip(&mut outcomes) {
+            let is_it = |message: &&BasicReturnMessage| {
+                message.delivery.routing_key.as_str() == publication.routing_key
+                    && message.delivery.data == publication.body
+            };
+            if let Some(message) = returned.iter().find(is_it) {
+                *outcome = Err(PublishError::Returned(message.reply_text.to_string()));
+            }
+        }
+        let is_doubtful = |outcome: &Result<(), PublishError>| {
+            matches!(outcome, Err(PublishError::Returned(_) | PublishError::Failed(_)))
+        };
+        if outcomes.iter().any(is_doubtful) {
+            self.doubt().await;
+        }
+        outcomes
+    }
+
+    /// Where messages for an exchange wait for each other.
+    fn group(&self, exchange: &str) -> mpsc::UnboundedSender<Waiting> {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(group) = groups.get(exchange) {
+            return group.clone();
+        }
+        let (sender, incoming) = mpsc::unbounded_channel();
+        // It must not keep its own sender, or it would never end.
+        let publisher = Self { groups: Arc::default(), ..self.clone() };
+        tokio::spawn(publish_in_groups(publisher, incoming));
+        groups.insert(exchange.to_owned(), sender.clone());
+        sender
+    }
+}
+
 impl Publish for AmqpPublisher {
     fn distrust(&self) {
         self.distrusted.store(true, Ordering::Relaxed);
     }
 
     async fn publish(&self, publication: Publication<'_>) -> Result<(), PublishError> {
-        let channel = match self.channel().await {
-            Ok(channel) => channel,
-            // A broker that holds publishers back opens no channel for them either.
-            Err(_) if self.state.lock().await.is_blocked() => {
-                return Err(PublishError::Blocked(ANSWER_TIME_MAX.as_secs()));
-            }
-            Err(error) => return Err(PublishError::Failed(error.to_string())),
-        };
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let properties = convert::properties_to(publication.properties);
-        let published = timeout(ANSWER_TIME_MAX, async {
-            let (exchange, routing_key) = (publication.exchange, publication.routing_key);
-            channel.basic_publish(exchange, routing_key, options, publication.body, properties).await?.await
-        })
-        .await;
-        // A channel whose confirm is missing or wrong is thrown away with whatever may still arrive on it.
-        match published {
-            Err(_) => {
-                self.distrust();
-                let blocked = self.state.lock().await.is_blocked();
-                let seconds = ANSWER_TIME_MAX.as_secs();
-                Err(if blocked { PublishError::Blocked(seconds) } else { PublishError::Unconfirmed(seconds) })
-            }
-            Ok(Err(error)) => {
-                self.doubt().await;
-                Err(PublishError::Failed(said(&error)))
-            }
-            Ok(Ok(Confirmation::Ack(returned))) => {
-                self.give_back(channel).await;
-                match returned {
-                    None => Ok(()),
-                    Some(message) => {
-                        self.doubt().await;
-                        Err(PublishError::Returned(message.reply_text.to_string()))
-                    }
-                }
-            }
-            Ok(Ok(_)) => {
-                self.give_back(channel).await;
-                Err(PublishError::Nacked)
+        let alone = std::slice::from_ref(&publication);
+        if publication.body.len() <= GROUPED_BODY_BYTES_MAX {
+            let (waiting, told) = Waiting::new(&publication);
+            if self.group(publication.exchange).send(waiting).is_ok()
+                && let Ok(published) = told.await
+            {
+                return published;
             }
         }
+        self.publish_together(alone).await.pop().unwrap_or(Err(PublishError::Nacked))
     }
+}
+
+/// No confirm came in time.
+fn late(is_blocked: bool) -> PublishError {
+    let seconds = ANSWER_TIME_MAX.as_secs();
+    if is_blocked { PublishError::Blocked(seconds) } else { PublishError::Unconfirmed(seconds) }
 }
