@@ -25,8 +25,13 @@ pub const TURNS_AHEAD: usize = 32;
 /// No further turn is taken while more than this waits to be written.
 const PENDING_BYTES_MAX: usize = 64 * 1024;
 
-/// How much is read at once.
-const CHUNK_BYTES: usize = 16 * 1024;
+/// How much is read at once at first: most outputs are short, and many are empty.
+const CHUNK_BYTES_MIN: usize = 512;
+/// How much is read at once of an output that fills what it is given.
+const CHUNK_BYTES_MAX: usize = 16 * 1024;
+
+/// Where Go's runtime is told how many threads run at once.
+const GO_THREADS: &str = "GOMAXPROCS";
 
 /// A command to run: an argv list, never a shell line.
 #[derive(Debug, Clone)]
@@ -265,8 +270,9 @@ impl<P: AsyncRead + Unpin> Output<P> {
 
     /// The next piece; an empty one when there is no more. Nothing is lost where this is cancelled.
     async fn read(&mut self) -> &[u8] {
+        let is_filled = !self.chunk.is_empty() && self.chunk.len() == self.chunk.capacity();
         self.chunk.clear();
-        self.chunk.reserve(CHUNK_BYTES);
+        self.chunk.reserve(if is_filled { CHUNK_BYTES_MAX } else { CHUNK_BYTES_MIN });
         let read = match &mut self.pipe {
             Some(pipe) => pipe.read_buf(&mut self.chunk).await.unwrap_or(0),
             None => 0,
@@ -291,7 +297,13 @@ fn spawn(command: &CommandLine) -> io::Result<Child> {
     let Some((program, arguments)) = command.argv.split_first() else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "empty argv"));
     };
-    Command::new(program)
+    let mut spawned = Command::new(program);
+    // The engines' clients are Go programs that live for a moment: more threads only cost them time.
+    // None of it reaches a container, and whoever has set it wants it so.
+    if std::env::var_os(GO_THREADS).is_none() {
+        spawned.env(GO_THREADS, "1");
+    }
+    spawned
         .args(arguments)
         .stdin(if command.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())

@@ -102,6 +102,13 @@ async fn eight_mebibytes_of_input_reach_a_child_that_answers_while_it_reads() {
 }
 
 #[tokio::test]
+async fn a_client_written_in_go_is_to_run_on_one_thread() {
+    let (_, stdout, _) = exited(shell("printf %s \"$GOMAXPROCS\"")).await;
+    let wanted = std::env::var("GOMAXPROCS").unwrap_or_else(|_| "1".to_owned());
+    assert_eq!(String::from_utf8_lossy(&stdout.bytes), wanted);
+}
+
+#[tokio::test]
 async fn a_child_that_does_not_read_its_input_is_no_failure() {
     let input = Some(vec![b'x'; 8 * 1024 * 1024]);
     let (status, stdout, _) = exited(CommandLine { stdin: input, ..shell("exec <&-; printf done") }).await;
