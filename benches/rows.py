@@ -42,7 +42,7 @@ class Counts:
     latency: int = 100
     bulk: int = 200
     probes: int = 64
-    nothing: int = 2000
+    nothing: int = 4000
     bodies: tuple = (400, 64, 32, 24)
     bodies_slow: int = 64
     paused_s: int = 4
