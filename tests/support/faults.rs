@@ -95,8 +95,10 @@ impl Cell {
     pub fn worker_starting(&self, arguments: &[&str]) -> WorkerProcess {
         let client = self.engine.client();
         let own = ["--broker", &self.broker_of_worker, "--container-cli", client.to_str().unwrap()];
-        let usual = if arguments.contains(&"--concurrency") { &[] } else { &["--concurrency", "8"][..] };
-        WorkerProcess::spawn(&self.prefix, &[&own, usual, &["--timeout", "25s"], arguments].concat())
+        let usual = [["--concurrency", "8"], ["--timeout", "25s"]];
+        let usual: Vec<&str> =
+            usual.into_iter().filter(|[name, _]| !arguments.contains(name)).flatten().collect();
+        WorkerProcess::spawn(&self.prefix, &[&own, usual.as_slice(), arguments].concat())
     }
 
     pub async fn connect(&self) -> (Connection, Channel) {
