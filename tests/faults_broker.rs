@@ -4,7 +4,9 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
 use support::faults::{ACTIONS, Cell};
 use support::own_broker::OwnBroker;
 use tokio::time::sleep;
@@ -127,12 +129,26 @@ async fn a_results_exchange_that_is_deleted_is_declared_again() {
     let name = format!("{}.results", cell.prefix);
     for ended in [60, 120, 180] {
         cell.engine.wait_for("end", ended).await;
-        let (connection, channel) = cell.connect().await;
-        channel.exchange_delete(&name, ExchangeDeleteOptions::default()).await.unwrap();
-        connection.close(200, "done").await.unwrap();
-        worker.wait_for_line("none waits");
+        // It is there again after the last time.
+        while !delete_exchange(&cell, &name).await {
+            sleep(Duration::from_millis(10)).await;
+        }
     }
+    worker.wait_for_line("failed to publish: ");
     cell.goes_on(Instant::now()).await;
     let verdict = cell.end(vec![worker]).await;
     assert!(verdict.run_twice == 0 && verdict.dead.is_empty());
+}
+
+/// Deletes an exchange; `false` where there is none.
+async fn delete_exchange(cell: &Cell, name: &str) -> bool {
+    let (connection, channel) = cell.connect().await;
+    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let look = channel.exchange_declare(name, ExchangeKind::Topic, passive, FieldTable::default());
+    let is_there = look.await.is_ok();
+    if is_there {
+        channel.exchange_delete(name, ExchangeDeleteOptions::default()).await.unwrap();
+    }
+    connection.close(200, "done").await.unwrap();
+    is_there
 }

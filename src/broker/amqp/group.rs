@@ -3,18 +3,14 @@
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
+use tracing::warn;
 
 use super::publisher::AmqpPublisher;
 use crate::broker::{Properties, Publication, PublishError};
 
-/// So many messages wait for no others.
-const FULL: usize = 16;
 /// How many go out together at most.
 const GROUP_MAX: usize = 256;
-/// How long a message waits for others where the last ones had company.
-const LINGER_TIME: Duration = Duration::from_millis(4);
-
 /// How long a group holds up the next one at most.
 const HOLD_TIME: Duration = Duration::from_millis(500);
 
@@ -48,22 +44,11 @@ impl Waiting {
     }
 }
 
-/// Publishes what comes for one exchange, a group at a time: what comes meanwhile is the next group.
-///
-/// A message that comes alone goes out at once. Only where messages come faster than the broker
-/// confirms them do they wait for each other.
+/// Publishes what comes for one exchange, a group at a time: what comes meanwhile is the next group, so
+/// that nothing waits where nothing is on its way.
 pub async fn publish_in_groups(publisher: AmqpPublisher, mut incoming: mpsc::UnboundedReceiver<Waiting>) {
     let mut group = Vec::new();
-    let mut had_company = false;
     while incoming.recv_many(&mut group, GROUP_MAX).await > 0 {
-        let until = Instant::now() + LINGER_TIME;
-        while had_company && group.len() < FULL {
-            match timeout_at(until, incoming.recv_many(&mut group, GROUP_MAX)).await {
-                Ok(1..) => {}
-                Ok(0) | Err(_) => break,
-            }
-        }
-        had_company = group.len() > 1;
         let publishing = tokio::spawn(publish_group(publisher.clone(), std::mem::take(&mut group)));
         // One queue that does not confirm must not hold up what goes to the others.
         let _ = timeout(HOLD_TIME, publishing).await;
@@ -74,12 +59,18 @@ async fn publish_group(publisher: AmqpPublisher, group: Vec<Waiting>) {
     let publications: Vec<_> = group.iter().map(Waiting::publication).collect();
     let published = publisher.publish_together(&publications).await;
     let had_company = group.len() > 1;
+    let mut alone = None;
     for (waiting, published) in group.into_iter().zip(published) {
         match published {
             // Another one may be to blame: who waits publishes it alone when this is dropped.
-            Err(PublishError::Failed(_)) if had_company => drop(waiting.done),
+            Err(error @ PublishError::Failed(_)) if had_company => {
+                alone.get_or_insert((waiting.exchange, error, 0)).2 += 1;
+            }
             // Who waited for it may be gone.
             published => drop(waiting.done.send(published)),
         }
+    }
+    if let Some((exchange, error, count)) = alone {
+        warn!(exchange, "{error}; {count} messages that went out together go out one by one");
     }
 }
