@@ -1,6 +1,9 @@
 //! What goes out: results, retries and dead letters, each published until the broker has confirmed it.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use tokio::sync::watch;
@@ -21,6 +24,8 @@ pub struct Outbox<P> {
     worker_id: String,
     abort: watch::Receiver<bool>,
     waiting: AtomicUsize,
+    /// The results that are on their way, by their place in memory; each tells whether it was confirmed.
+    on_their_way: Mutex<HashMap<usize, watch::Receiver<bool>>>,
 }
 
 /// Why an action is given up.
@@ -32,7 +37,8 @@ pub struct Grounds<'a> {
 
 impl<P: Publish> Outbox<P> {
     pub fn new(publisher: P, topology: Topology, worker_id: String, abort: watch::Receiver<bool>) -> Self {
-        Self { publisher, topology, worker_id, abort, waiting: AtomicUsize::new(0) }
+        let (waiting, on_their_way) = (AtomicUsize::new(0), Mutex::default());
+        Self { publisher, topology, worker_id, abort, waiting, on_their_way }
     }
 
     /// How many messages wait for the broker to take them.
@@ -46,7 +52,39 @@ impl<P: Publish> Outbox<P> {
     }
 
     /// Publishes a result, and a copy of it to whoever asked for one.
-    pub async fn result(&self, answer: &Answer, delivered: &Properties) -> Result<(), Aborted> {
+    ///
+    /// A result that is on its way is not sent a second time, though its action was delivered again.
+    pub async fn result(&self, answer: &Arc<Answer>, delivered: &Properties) -> Result<(), Aborted> {
+        let place = Arc::as_ptr(answer).addr();
+        let (confirmed, confirm) = watch::channel(false);
+        while let Some(mut before) = self.begin(place, &confirm) {
+            if before.wait_for(|confirmed| *confirmed).await.is_ok() {
+                return Ok(());
+            }
+        }
+        let on_its_way = OnItsWay { outbox: self, place };
+        let sent = self.send_result(answer, delivered).await;
+        confirmed.send_replace(sent.is_ok());
+        drop(on_its_way);
+        sent
+    }
+
+    /// Marks a result as being on its way; gives what tells of it where it is already.
+    fn begin(&self, place: usize, confirm: &watch::Receiver<bool>) -> Option<watch::Receiver<bool>> {
+        match self.on_their_way().entry(place) {
+            Entry::Occupied(before) => Some(before.get().clone()),
+            Entry::Vacant(free) => {
+                free.insert(confirm.clone());
+                None
+            }
+        }
+    }
+
+    fn on_their_way(&self) -> MutexGuard<'_, HashMap<usize, watch::Receiver<bool>>> {
+        self.on_their_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn send_result(&self, answer: &Answer, delivered: &Properties) -> Result<(), Aborted> {
         let (properties, body) = (&answer.properties(), &*answer.body);
         let (exchange, routing_key) = (self.topology.results.as_str(), &*answer.routing_key);
         self.publish_until_confirmed(Publication { exchange, routing_key, properties, body }).await?;
@@ -145,6 +183,69 @@ impl<P: Publish> Outbox<P> {
     }
 }
 
+/// A result until it has been sent or given up.
+struct OnItsWay<'a, P: Publish> {
+    outbox: &'a Outbox<P>,
+    place: usize,
+}
+
+impl<P: Publish> Drop for OnItsWay<'_, P> {
+    fn drop(&mut self) {
+        self.outbox.on_their_way().remove(&self.place);
+    }
+}
+
 fn rfc3339(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Semaphore;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::broker::{Layout, PublishError, RETRY_DELAYS};
+
+    /// Counts what is published, each when it is let through.
+    #[derive(Clone)]
+    struct Gate(Arc<(Semaphore, AtomicUsize)>);
+
+    impl Publish for Gate {
+        async fn publish(&self, _publication: Publication<'_>) -> Result<(), PublishError> {
+            self.0.1.fetch_add(1, Ordering::SeqCst);
+            self.0.0.acquire().await.map_err(|_| PublishError::Nacked)?.forget();
+            Ok(())
+        }
+
+        fn distrust(&self) {}
+    }
+
+    #[tokio::test]
+    async fn a_result_that_is_on_its_way_is_not_sent_a_second_time_and_one_that_has_arrived_is() {
+        let gate = Gate(Arc::new((Semaphore::new(0), AtomicUsize::new(0))));
+        let topology = Topology::new("t", Layout::Shared, true, &RETRY_DELAYS);
+        let (_abort, aborted) = watch::channel(false);
+        let outbox = Outbox::new(gate.clone(), topology, "w".to_owned(), aborted);
+        let answer = Arc::new(Answer {
+            id: Uuid::nil(),
+            routing_key: "k".into(),
+            correlation_id: None,
+            traceparent: None,
+            finished_at: DateTime::UNIX_EPOCH,
+            body: b"{}".as_slice().into(),
+        });
+        let (sent, delivered) = (|| gate.0.1.load(Ordering::SeqCst), Properties::default());
+        let send = || Box::pin(outbox.result(&answer, &delivered));
+        let (mut first, mut second, mut given_up) = (send(), send(), send());
+        let is_over = async |sending: &mut _| futures_lite::future::poll_once(sending).await.is_some();
+        assert!(!is_over(&mut first).await && !is_over(&mut second).await && sent() == 1);
+        gate.0.0.add_permits(1);
+        assert!(first.await.is_ok() && second.await.is_ok() && sent() == 1);
+        // It is in no memory but this process's that it has arrived, so whoever asks is answered.
+        assert!(!is_over(&mut given_up).await && sent() == 2);
+        drop(given_up);
+        gate.0.0.add_permits(1);
+        assert!(send().await.is_ok() && sent() == 3);
+    }
 }
