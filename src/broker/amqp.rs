@@ -24,7 +24,8 @@ use super::{BrokerError, Trouble};
 use consumer::claim_of;
 pub use consumer::{AmqpConsumer, Depth};
 use declare::{
-    bind_exchanges, bring_about, declare, declare_exchange, declare_queue, passive_exchange, take_over,
+    bind_exchanges, bring_about, declare, declare_exchange, declare_outgoing, declare_queue,
+    passive_exchange, take_over,
 };
 pub use inspect::{State, inspect};
 pub use permissions::{Lacking, Permission, lacking};

@@ -351,6 +351,13 @@ impl Topology {
         }
         queues
     }
+
+    /// Those of them that messages go into from workers.
+    #[must_use]
+    pub fn outgoing_queues(&self) -> Vec<Queue> {
+        let incoming: Vec<String> = self.action_queues().into_iter().map(|queue| queue.name).collect();
+        self.queues().into_iter().filter(|queue| !incoming.contains(&queue.name)).collect()
+    }
 }
 
 fn in_short(delay: Duration) -> String {

@@ -20,12 +20,26 @@ use crate::broker::{Argument, Binding, BrokerError, Exchange, ExchangeType, Queu
 /// Declares the exchanges and queues and binds the queues; what brings the actions in comes last,
 /// with [`bind_exchanges`].
 pub async fn declare(connection: &Connection, topology: &Topology) -> Result<(), BrokerError> {
+    declare_with(connection, topology, &topology.queues()).await
+}
+
+/// The same without the queues that actions are consumed from: one that was deleted is for its consumer to
+/// bring about, who else would not be told that it was (RabbitMQ moves a consumer to a new queue of the name).
+pub async fn declare_outgoing(connection: &Connection, topology: &Topology) -> Result<(), BrokerError> {
+    declare_with(connection, topology, &topology.outgoing_queues()).await
+}
+
+async fn declare_with(
+    connection: &Connection,
+    topology: &Topology,
+    queues: &[Queue],
+) -> Result<(), BrokerError> {
     not_used_otherwise(connection, topology).await?;
     for exchange in &topology.exchanges() {
         let declare = |passive| declare_exchange(connection, exchange, passive);
         or_else_there(&format!("declare exchange {}", exchange.name), declare(false), declare(true)).await?;
     }
-    for queue in &topology.queues() {
+    for queue in queues {
         bring_about(connection, queue).await?;
     }
     Ok(())

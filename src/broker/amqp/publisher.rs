@@ -13,8 +13,8 @@ use tokio::time::timeout;
 
 use super::group::{Waiting, publish_in_groups};
 use super::{
-    ANSWER_TIME_MAX, NOT_FOUND, answer, convert, declare, no_answer, not_there, open, passive_exchange,
-    reply_code, said, together,
+    ANSWER_TIME_MAX, NOT_FOUND, answer, convert, declare_outgoing, no_answer, not_there, open,
+    passive_exchange, reply_code, said, together,
 };
 use crate::broker::{BrokerError, Publication, Publish, PublishError, Topology};
 
@@ -100,7 +100,7 @@ impl AmqpPublisher {
         // Whatever fails here, the connection is kept only if it has answered all of it.
         if !state.declared {
             if let Some(topology) = &self.topology {
-                declare(&connection, topology).await?;
+                declare_outgoing(&connection, topology).await?;
             }
             state.declared = true;
         }
