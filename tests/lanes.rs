@@ -5,9 +5,11 @@ mod support;
 use std::collections::HashSet;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use serde_json::json;
 use support::faults::Cell;
+use support::own_broker::OwnBroker;
 use support::tool::{text, tool_fed};
 use support::{OwnDecky, Peer, WorkerProcess, alpha, docker, file, fresh_directory, inside, with};
 
@@ -125,4 +127,25 @@ async fn what_was_sent_ahead_to_a_decky_that_hangs_is_not_begun_once_the_worker_
     assert_eq!(worker.stop(), 0);
     assert_eq!(cell.engine.begun().len(), 2);
     assert_eq!(cell.count("actions").await, 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_delivered_again_while_it_runs_does_not_run_a_second_time() {
+    let broker = OwnBroker::start();
+    let mut cell = Cell::on("lanes: delivered again while it runs", &broker.url);
+    cell.deckies = 1;
+    cell.engine.set("slow", "0.5");
+    let mut worker = cell.worker(&[]);
+    cell.publish(8).await;
+    // The first ran alone; with the second all others have been sent, and are held up.
+    cell.engine.wait_for("begin", 2).await;
+    cell.engine.set("hang", "");
+    broker.ctl(&["close_all_connections", "a test"]);
+    worker.wait_for_line("consuming from");
+    cell.wait_for_count("actions", |ready| ready == 0).await;
+    cell.engine.clear("slow");
+    cell.engine.clear("hang");
+    cell.goes_on(Instant::now()).await;
+    let verdict = cell.end(vec![worker]).await;
+    assert!(verdict.run_twice == 0 && verdict.dead.is_empty());
 }

@@ -1,12 +1,14 @@
 //! Actions of one decky that share an exec, taken from their lane as they are wanted.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::time::{Instant, sleep};
 
-use super::pipeline::{Answered, Decoded, Pipeline};
+use super::memory::Key;
+use super::pipeline::{Answered, Decoded, Pipeline, key_of};
 use super::{Judged, lanes};
 use crate::action::{Action, Glance};
 use crate::broker::{Crowd, Delivery, Publish, Settle};
@@ -55,6 +57,8 @@ pub struct Company<'a, R, P, S> {
     pub aside: Option<(Decoded, Delivery<S>)>,
     /// What was given to the batch and not begun.
     pub not_begun: Vec<Delivery<S>>,
+    /// What was given to the batch and has no outcome yet.
+    pub begun: HashSet<Key>,
     /// Whether more may wait with the broker than could be taken.
     pub crowd: Crowd,
     /// Since when there has been nothing to do.
@@ -63,16 +67,20 @@ pub struct Company<'a, R, P, S> {
     pub settled_since: Option<Instant>,
 }
 
+impl<R, P, S> Company<'_, R, P, S> {
+    fn begin(&mut self, action: Arc<Action>, delivery: Delivery<S>) -> Next<(Arc<Action>, Delivery<S>)> {
+        self.begun.insert(key_of(&action, &delivery));
+        let is_repeat = delivery.is_repeat();
+        Next { action: action.clone(), ticket: (action, delivery), is_repeat }
+    }
+}
+
 impl<R: RunCommand, P: Publish, S: Settle + Sync> Batch for &mut Company<'_, R, P, S> {
     type Ticket = (Arc<Action>, Delivery<S>);
 
     fn next(&mut self) -> Option<Next<Self::Ticket>> {
-        let next = |action: Arc<Action>, delivery: Delivery<S>| {
-            let is_repeat = delivery.is_repeat();
-            Some(Next { action: action.clone(), ticket: (action, delivery), is_repeat })
-        };
         if let Some((action, delivery)) = self.first.take() {
-            return next(action, delivery);
+            return Some(self.begin(action, delivery));
         }
         if self.aside.is_some() {
             return None;
@@ -80,7 +88,13 @@ impl<R: RunCommand, P: Publish, S: Settle + Sync> Batch for &mut Company<'_, R, 
         let delivery = self.turn.next_if(|waiting| waiting.may_share)?.delivery;
         (self.idle_since, self.settled_since) = (None, None);
         match self.pipeline.decode(&delivery) {
-            Ok(action) if self.pipeline.may_share(&action, &delivery) => next(action, delivery),
+            // What is delivered again while it runs has its answer after that.
+            Ok(action)
+                if !self.begun.contains(&key_of(&action, &delivery))
+                    && self.pipeline.may_share(&action, &delivery) =>
+            {
+                Some(self.begin(action, delivery))
+            }
             decoded => {
                 self.aside = Some((decoded, delivery));
                 None
@@ -127,12 +141,14 @@ impl<R: RunCommand, P: Publish, S: Settle + Sync> Batch for &mut Company<'_, R, 
         outcome: Outcome,
         span: (DateTime<Utc>, DateTime<Utc>),
     ) {
+        self.begun.remove(&key_of(&action, &delivery));
         let judged = Judged::Done(action, outcome);
         self.pipeline.note(&judged, delivery.properties.attempt());
         self.pipeline.finish(Answered::Now(judged, span), delivery, self.turn.alive());
     }
 
-    fn not_begun(&mut self, (_, delivery): Self::Ticket) {
+    fn not_begun(&mut self, (action, delivery): Self::Ticket) {
+        self.begun.remove(&key_of(&action, &delivery));
         self.not_begun.push(delivery);
     }
 }

@@ -159,6 +159,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             first: Some((action, first)),
             aside: None,
             not_begun: Vec::new(),
+            begun: HashSet::new(),
             idle_since: None,
             settled_since: None,
         };
@@ -264,10 +265,11 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         alive: Alive,
     ) {
         let pipeline = self.clone();
+        let outgoing = self.prepare(answered, &delivery);
         // Boxed, as the runtime's own allocations of this size leave memory in pieces too small to use.
         tokio::spawn(Box::pin(async move {
-            let published = pipeline.publish(answered, &delivery).await;
-            pipeline.settle(published, delivery).await;
+            let sent = pipeline.send(outgoing, &delivery).await;
+            pipeline.settle(sent, delivery).await;
             drop(alive);
         }));
     }
@@ -347,6 +349,7 @@ pub enum Answered {
     Untried(Key),
 }
 
-fn key_of<S>(action: &Action, delivery: &Delivery<S>) -> Key {
+/// Under what a delivery is remembered.
+pub fn key_of<S>(action: &Action, delivery: &Delivery<S>) -> Key {
     (action.id, delivery.properties.replays(), delivery.properties.attempt())
 }

@@ -33,60 +33,38 @@ pub fn dispose(failure: Option<FailureClass>, attempt: u32, attempts_max: u32) -
     }
 }
 
+/// What is to be sent before a delivery is settled.
+pub(super) enum Outgoing {
+    Nothing,
+    Result(Arc<Answer>),
+    /// The next attempt, and as what this one is remembered.
+    Retry(Option<Key>, DateTime<Utc>),
+    /// The delivery as it is, after the delay of this attempt.
+    Delayed(u32),
+    DeadLetter {
+        result: Option<Arc<Answer>>,
+        reason: &'static str,
+        class: &'static str,
+        message: String,
+        occasion: Occasion,
+    },
+}
+
 impl<R: RunCommand, P: Publish> Pipeline<R, P> {
-    pub(super) async fn publish<S: Settle>(
-        &self,
-        answered: Answered,
-        delivery: &Delivery<S>,
-    ) -> Result<(), Aborted> {
-        match answered {
-            Answered::Now(judged, span) => self.dispose(judged, delivery, span).await,
+    /// Decides what is to be sent. What was finished is remembered when this returns, before the lane goes on:
+    /// delivered again, it must not run again.
+    pub(super) fn prepare<S>(&self, answered: Answered, delivery: &Delivery<S>) -> Outgoing {
+        let (judged, (started_at, finished_at)) = match answered {
+            Answered::Now(judged, span) => (judged, span),
             Answered::Before(Finished::Answered(answer)) => {
                 info!(action.id = %answer.id, "seen again: answered, not run");
-                self.outbox.result(&answer, &delivery.properties).await
+                return Outgoing::Result(answer);
             }
-            Answered::Before(Finished::Retried) => Ok(()),
-            Answered::Behind(attempt) => {
-                let as_it_is = delivery.properties.attempt();
-                self.outbox.delayed(delivery, attempt, as_it_is, Utc::now()).await
-            }
-            Answered::Untried(key) => self.retry(delivery, Some(key), Utc::now()).await,
-        }
-    }
-
-    async fn retry<S>(
-        &self,
-        delivery: &Delivery<S>,
-        key: Option<Key>,
-        seen_at: DateTime<Utc>,
-    ) -> Result<(), Aborted> {
+            Answered::Before(Finished::Retried) => return Outgoing::Nothing,
+            Answered::Behind(attempt) => return Outgoing::Delayed(attempt),
+            Answered::Untried(key) => return Outgoing::Retry(Some(key), Utc::now()),
+        };
         let attempt = delivery.properties.attempt();
-        self.outbox.delayed(delivery, attempt, attempt + 1, seen_at).await?;
-        self.remember(key, Finished::Retried);
-        Ok(())
-    }
-
-    /// A delivery that is not settled goes back to its queue with its channel.
-    pub(super) async fn settle<S: Settle>(&self, published: Result<(), Aborted>, delivery: Delivery<S>) {
-        if published.is_err() {
-            return;
-        }
-        if let Err(error) = delivery.settle.ack().await {
-            // The service tells of the loss once, for all deliveries that it costs.
-            debug!("{error}; the broker will deliver the action again");
-        }
-        self.settled.notify_one();
-    }
-
-    /// Takes what an action came to where it belongs; `span` is when its run began and ended.
-    async fn dispose<S: Settle>(
-        &self,
-        judged: Judged,
-        delivery: &Delivery<S>,
-        (started_at, finished_at): (DateTime<Utc>, DateTime<Utc>),
-    ) -> Result<(), Aborted> {
-        let properties = &delivery.properties;
-        let attempt = properties.attempt();
         let occasion = Occasion { attempt, redelivered: delivery.redelivered, started_at, finished_at };
         log(&judged, occasion);
         let key = match &judged {
@@ -96,17 +74,56 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         let class = judged.failure_class();
         match dispose(class, attempt, self.options.attempts_max) {
             Disposal::Complete => {
-                self.publish_result(judged, Disposition::Completed, occasion, properties, key).await
+                let answer = self.answer(judged, Disposition::Completed, occasion, &delivery.properties);
+                let Some(answer) = answer else { return Outgoing::Nothing };
+                self.remember(key, Finished::Answered(answer.clone()));
+                Outgoing::Result(answer)
             }
-            Disposal::Retry => self.retry(delivery, key, occasion.started_at).await,
+            Disposal::Retry => Outgoing::Retry(key, occasion.started_at),
             Disposal::DeadLetter(reason) => {
                 let message = judged.failure_message();
-                self.publish_result(judged, Disposition::DeadLettered, occasion, properties, key).await?;
                 let class = class.map_or("", FailureClass::as_str);
+                let result = self.answer(judged, Disposition::DeadLettered, occasion, &delivery.properties);
+                Outgoing::DeadLetter { result, reason, class, message, occasion }
+            }
+        }
+    }
+
+    pub(super) async fn send<S: Settle>(
+        &self,
+        outgoing: Outgoing,
+        delivery: &Delivery<S>,
+    ) -> Result<(), Aborted> {
+        let attempt = delivery.properties.attempt();
+        match outgoing {
+            Outgoing::Nothing => Ok(()),
+            Outgoing::Result(answer) => self.outbox.result(&answer, &delivery.properties).await,
+            Outgoing::Retry(key, seen_at) => {
+                self.outbox.delayed(delivery, attempt, attempt + 1, seen_at).await?;
+                self.remember(key, Finished::Retried);
+                Ok(())
+            }
+            Outgoing::Delayed(after) => self.outbox.delayed(delivery, after, attempt, Utc::now()).await,
+            Outgoing::DeadLetter { result, reason, class, message, occasion } => {
+                if let Some(answer) = result {
+                    self.outbox.result(&answer, &delivery.properties).await?;
+                }
                 let grounds = Grounds { reason, class, message: &message };
                 self.outbox.dead_letter(delivery, grounds, occasion).await
             }
         }
+    }
+
+    /// A delivery that is not settled goes back to its queue with its channel.
+    pub(super) async fn settle<S: Settle>(&self, sent: Result<(), Aborted>, delivery: Delivery<S>) {
+        if sent.is_err() {
+            return;
+        }
+        if let Err(error) = delivery.settle.ack().await {
+            // The service tells of the loss once, for all deliveries that it costs.
+            debug!("{error}; the broker will deliver the action again");
+        }
+        self.settled.notify_one();
     }
 
     fn remember(&self, key: Option<Key>, finished: Finished) {
@@ -115,32 +132,27 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         }
     }
 
-    async fn publish_result(
+    /// The result as it is published; none where no action id could be read.
+    fn answer(
         &self,
         judged: Judged,
         disposition: Disposition,
         occasion: Occasion,
         delivered: &Properties,
-        key: Option<Key>,
-    ) -> Result<(), Aborted> {
-        let Some(result) = judged.result(disposition, occasion, &self.options.worker) else { return Ok(()) };
+    ) -> Option<Arc<Answer>> {
+        let result = judged.result(disposition, occasion, &self.options.worker)?;
         let body = match serde_json::to_vec(&result) {
             Ok(body) => body,
             Err(error) => unreachable!("a result of strings and numbers has a JSON form: {error}"),
         };
-        let answer = Arc::new(Answer {
+        Some(Arc::new(Answer {
             id: result.action_id,
             routing_key: result.routing_key().into(),
             correlation_id: delivered.correlation_id.as_deref().map(Into::into),
             traceparent: delivered.headers.get(HEADER_TRACEPARENT).cloned(),
             finished_at: occasion.finished_at,
             body: body.into(),
-        });
-        if disposition == Disposition::Completed {
-            // From here on the action has been run: a redelivery must not run it again.
-            self.remember(key, Finished::Answered(answer.clone()));
-        }
-        self.outbox.result(&answer, delivered).await
+        }))
     }
 }
 
