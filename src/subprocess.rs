@@ -2,10 +2,13 @@
 //!
 //! This is the one module that names `tokio::process`.
 
+use std::fs::File;
 use std::future::Future;
 use std::io;
+use std::path::Path;
 use std::pin::pin;
 use std::process::Stdio;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
@@ -32,6 +35,8 @@ const CHUNK_BYTES_MAX: usize = 16 * 1024;
 
 /// Where Go's runtime is told how many threads run at once.
 const GO_THREADS: &str = "GOMAXPROCS";
+/// The engines' clients: Go programs that live for a moment, and lose time by more threads.
+const GO_PROGRAMS: [&str; 3] = ["docker", "podman", "nerdctl"];
 
 /// A command to run: an argv list, never a shell line.
 #[derive(Debug, Clone)]
@@ -298,17 +303,27 @@ fn spawn(command: &CommandLine) -> io::Result<Child> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "empty argv"));
     };
     let mut spawned = Command::new(program);
-    // The engines' clients are Go programs that live for a moment: more threads only cost them time.
     // None of it reaches a container, and whoever has set it wants it so.
-    if std::env::var_os(GO_THREADS).is_none() {
+    let is_go = Path::new(program).file_name().is_some_and(|name| GO_PROGRAMS.iter().any(|go| name == *go));
+    if is_go && std::env::var_os(GO_THREADS).is_none() {
         spawned.env(GO_THREADS, "1");
     }
     spawned
         .args(arguments)
-        .stdin(if command.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdin(if command.stdin.is_some() { Stdio::piped() } else { empty_input()? })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
+}
+
+/// `/dev/null`, opened once: most commands read nothing.
+fn empty_input() -> io::Result<Stdio> {
+    static NULL: OnceLock<File> = OnceLock::new();
+    if let Some(null) = NULL.get() {
+        return null.try_clone().map(Stdio::from);
+    }
+    let null = File::open("/dev/null")?;
+    NULL.get_or_init(|| null).try_clone().map(Stdio::from)
 }

@@ -102,10 +102,18 @@ async fn eight_mebibytes_of_input_reach_a_child_that_answers_while_it_reads() {
 }
 
 #[tokio::test]
-async fn a_client_written_in_go_is_to_run_on_one_thread() {
-    let (_, stdout, _) = exited(shell("printf %s \"$GOMAXPROCS\"")).await;
-    let wanted = std::env::var("GOMAXPROCS").unwrap_or_else(|_| "1".to_owned());
-    assert_eq!(String::from_utf8_lossy(&stdout.bytes), wanted);
+async fn an_engines_client_which_is_written_in_go_is_to_run_on_one_thread() {
+    let folder = tempfile::tempdir().unwrap();
+    let given = std::env::var("GOMAXPROCS").unwrap_or_default();
+    let wanted = if given.is_empty() { "1" } else { &given };
+    for (name, wanted) in [("docker", wanted), ("podman", wanted), ("other", &given)] {
+        let program = folder.path().join(name);
+        std::fs::copy("/bin/sh", &program).unwrap();
+        let mut command = shell("printf %s \"$GOMAXPROCS\"");
+        command.argv[0] = program.to_str().unwrap().to_owned();
+        let (_, stdout, _) = exited(command).await;
+        assert_eq!(String::from_utf8_lossy(&stdout.bytes), wanted, "{name}");
+    }
 }
 
 #[tokio::test]
