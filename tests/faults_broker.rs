@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
+use support::PATIENCE;
 use support::faults::{ACTIONS, Cell};
 use support::own_broker::OwnBroker;
 use tokio::time::sleep;
@@ -130,8 +131,9 @@ async fn a_results_exchange_that_is_deleted_is_declared_again() {
     for ended in [60, 120, 180] {
         cell.engine.wait_for("end", ended).await;
         // It is there again after the last time.
+        let began = Instant::now();
         while !delete_exchange(&cell, &name).await {
-            sleep(Duration::from_millis(10)).await;
+            assert!(began.elapsed() < PATIENCE, "the exchange is not declared again");
         }
     }
     worker.wait_for_line("failed to publish: ");

@@ -127,23 +127,13 @@ async fn a_second_signal_ends_the_worker_and_its_clients_and_gives_everything_ba
 #[tokio::test(flavor = "multi_thread")]
 async fn an_action_that_kills_its_worker_is_dead_lettered_and_its_neighbours_are_not() {
     let mut cell = Cell::new("worker: poison");
-    let mut worker = cell.worker(&[]);
+    let worker = cell.worker(&[]);
     cell.engine.set("hang", "");
     let ids = cell.publish(ACTIONS).await;
     let poison = ids[ACTIONS / 2].clone();
     cell.engine.set("poison", cell.path(&poison));
     cell.engine.clear("hang");
-    let mut starts = 1;
-    // The supervisor: starts it again whenever it ends, until the broker has given the action up.
-    while cell.count("dead").await == 0 {
-        assert!(starts < 60, "the poison is still about after {starts} starts");
-        if worker.has_ended() {
-            worker = cell.worker_starting(&[]);
-            starts += 1;
-        }
-    }
-    println!("the worker was started {starts} times");
-    worker.kill();
+    cell.restart_until_dead(worker, &[]).await.kill();
     let cause_ended = Instant::now();
     let worker = cell.worker(&[]);
     cell.goes_on(cause_ended).await;

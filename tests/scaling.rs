@@ -125,22 +125,13 @@ async fn an_action_that_kills_its_worker_takes_no_other_of_its_partition_with_it
     let mut cell = Cell::new("scaling: poison in a partition");
     cell.queues = (0..2).map(|n| format!("partition.{n}")).collect();
     let options = ["--partitions", "2"];
-    let mut worker = cell.worker(&options);
+    let worker = cell.worker(&options);
     cell.engine.set("hang", "");
     let ids = cell.publish(100).await;
     let poison = ids[50].clone();
     cell.engine.set("poison", cell.path(&poison));
     cell.engine.clear("hang");
-    let mut starts = 1;
-    // The supervisor: starts it again whenever it ends, until the action has been given up.
-    while cell.count("dead").await == 0 {
-        assert!(starts < 60, "the poison is still about after {starts} starts");
-        if worker.has_ended() {
-            worker = cell.worker_starting(&options);
-            starts += 1;
-        }
-    }
-    println!("the worker was started {starts} times");
+    let worker = cell.restart_until_dead(worker, &options).await;
     let verdict = cell.end(vec![worker]).await;
     assert_eq!(verdict.dead.keys().collect::<Vec<_>>(), [&poison]);
 }

@@ -101,6 +101,21 @@ impl Cell {
         WorkerProcess::spawn(&self.prefix, &[&own, usual.as_slice(), arguments].concat())
     }
 
+    /// The supervisor of a worker that an action brings down: starts it again whenever it ends, until the
+    /// action has been given up.
+    pub async fn restart_until_dead(&self, mut worker: WorkerProcess, arguments: &[&str]) -> WorkerProcess {
+        let mut starts = 1;
+        while self.count("dead").await == 0 {
+            assert!(starts < 60, "the poison is still about after {starts} starts");
+            if worker.has_ended() {
+                worker = self.worker_starting(arguments);
+                starts += 1;
+            }
+        }
+        println!("the worker was started {starts} times");
+        worker
+    }
+
     pub async fn connect(&self) -> (Connection, Channel) {
         let properties = ConnectionProperties::default()
             .with_executor(tokio_executor_trait::Tokio::current())

@@ -23,8 +23,8 @@ pub async fn declare(connection: &Connection, topology: &Topology) -> Result<(),
     declare_with(connection, topology, &topology.queues()).await
 }
 
-/// The same without the queues that actions are consumed from: one that was deleted is for its consumer to
-/// bring about, who else would not be told that it was (RabbitMQ moves a consumer to a new queue of the name).
+/// The same without the queues that actions are consumed from. Where one was deleted its consumer is to
+/// bring it about: if another does so first, RabbitMQ moves the consumer to the new queue and tells it nothing.
 pub async fn declare_outgoing(connection: &Connection, topology: &Topology) -> Result<(), BrokerError> {
     declare_with(connection, topology, &topology.outgoing_queues()).await
 }

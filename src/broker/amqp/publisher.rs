@@ -56,25 +56,14 @@ impl AmqpPublisher {
     /// A publisher that connects when it is first needed.
     #[must_use]
     pub fn new(url: &str, topology: &Topology) -> Self {
-        Self {
-            url: url.into(),
-            topology: Some(Arc::new(topology.clone())),
-            state: Arc::default(),
-            distrusted: Arc::default(),
-            groups: Arc::default(),
-        }
+        Self { topology: Some(Arc::new(topology.clone())), ..Self::to_what_is_there(url) }
     }
 
     /// A publisher that leaves it to others to declare what it publishes to.
     #[must_use]
     pub fn to_what_is_there(url: &str) -> Self {
-        Self {
-            url: url.into(),
-            topology: None,
-            state: Arc::default(),
-            distrusted: Arc::default(),
-            groups: Arc::default(),
-        }
+        let (state, distrusted, groups) = (Arc::default(), Arc::default(), Arc::default());
+        Self { url: url.into(), topology: None, state, distrusted, groups }
     }
 
     async fn channel(&self) -> Result<Channel, BrokerError> {
