@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, FixedOffset, Utc};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -82,8 +82,8 @@ pub struct Traffic {
 /// How a planted file is to look.
 #[derive(Debug, Clone)]
 pub struct Look {
-    /// Modification time, to the second; `None` is the time of planting.
-    pub mtime: Option<DateTime<Utc>>,
+    /// Modification time, with the offset that it was sent with; `None` is the time of planting.
+    pub mtime: Option<DateTime<FixedOffset>>,
     /// Permission bits.
     pub mode: FileMode,
     /// Owner; `None` leaves what the exec runs as.
@@ -287,7 +287,7 @@ impl Traffic {
 impl Look {
     fn from_fields(f: &mut Fields<'_>) -> Result<Self, fields::Flaw> {
         Ok(Self {
-            mtime: f.time("mtime")?,
+            mtime: f.time_with_offset("mtime")?,
             mode: f.optional_as("mode", FileMode::parse)?.unwrap_or_default(),
             owner: f.nullable_as("owner", Owner::parse)?,
         })

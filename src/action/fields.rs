@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use chrono::{DateTime, SubsecRound, Utc};
+use chrono::{DateTime, FixedOffset, SubsecRound, Utc};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -187,6 +187,10 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn time(&mut self, name: &str) -> Result<Option<DateTime<Utc>>, Flaw> {
+        Ok(self.time_with_offset(name)?.map(|time| time.to_utc()))
+    }
+
+    pub(super) fn time_with_offset(&mut self, name: &str) -> Result<Option<DateTime<FixedOffset>>, Flaw> {
         self.nullable_as(name, |text| {
             time_from(text).ok_or(NameError("expected an RFC 3339 time such as 2026-04-20T11:30:00Z"))
         })
@@ -280,10 +284,10 @@ fn integral(number: &serde_json::Number) -> Option<u64> {
 }
 
 /// RFC 3339 with upper-case `T` and `Z`; chrono alone would also take a blank for the `T`.
-fn time_from(text: &str) -> Option<DateTime<Utc>> {
+fn time_from(text: &str) -> Option<DateTime<FixedOffset>> {
     let strict = text.as_bytes().get(10) == Some(&b'T')
         && text.bytes().all(|b| b.is_ascii_digit() || b"-+:.TZ".contains(&b))
         && text.get(17..19).is_some_and(|seconds| seconds < "60");
     let time = DateTime::parse_from_rfc3339(text).ok().filter(|_| strict)?;
-    Some(time.with_timezone(&Utc).trunc_subsecs(9))
+    Some(time.trunc_subsecs(9))
 }

@@ -101,10 +101,56 @@ pub fn path_of(action: &Action) -> &str {
 }
 
 fn body_of(action: &Action, edit: &Edit, now: DateTime<Utc>) -> Result<String, Failure> {
-    let when = edit.look.mtime.or(action.issued_at).unwrap_or(now);
+    // `issued_at` has the offset of the planner's clock, which need not be the decky's.
+    let when = edit.look.mtime.unwrap_or_else(|| action.issued_at.unwrap_or(now).fixed_offset());
     let (_, seed) = action.id.as_u64_pair();
     let class = edit.content_class.parse::<ContentClass>();
     class
         .and_then(|class| next_body(class, &edit.persona, &edit.previous_body, when, seed))
         .map_err(|error| Failure::new(FailureClass::Unsupported, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::{DateTime, Utc};
+    use serde_json::json;
+
+    use super::{Attempt, Change};
+    use crate::action::{Action, CONTENT_BYTES_DEFAULT, DecodeOptions};
+
+    /// The line that an edit adds to `previous_body`.
+    fn added_line(content_class: &str, previous_body: &str, times: serde_json::Value) -> String {
+        let mut action = json!({
+            "action_id": "00000000-0000-4000-8000-000000000007", "kind": "edit", "dst_uuid": "d-1",
+            "dst_name": "web-01", "path": "/tmp/log", "persona": "alice", "content_class": content_class,
+            "previous_body": previous_body, "synthetic_file_uuid": "f",
+        });
+        action.as_object_mut().unwrap().extend(times.as_object().unwrap().clone());
+        let options = DecodeOptions { message_id: None, content_bytes_max: CONTENT_BYTES_DEFAULT };
+        let action = Action::decode(action.to_string().as_bytes(), options).unwrap();
+        let change = Change::of(&action, Attempt { now: DateTime::<Utc>::UNIX_EPOCH, is_repeat: false });
+        let Ok(Change { new_body: Some(body), .. }) = change else { panic!("the edit has a body") };
+        body.strip_prefix(previous_body).unwrap().to_owned()
+    }
+
+    #[test]
+    fn an_edit_writes_its_clock_with_the_offset_of_mtime() {
+        let cron = "Apr 17 20:05:01 web-01 CRON[812]: (root) CMD (/usr/bin/true)\n";
+        let daemon = "Apr 17 20:05:01 web-01 systemd[1]: Started a.\n";
+        let iso = "2026-04-17T18:05:01Z web-01 systemd[1]: Started a.\n";
+        let note = "2026-04-17 moved the intranet\n";
+        let berlin = || json!({"mtime": "2026-04-17T20:06:00+02:00", "issued_at": "2026-04-17T09:00:00Z"});
+        let night = json!({"mtime": "2026-04-18T00:30:00+02:00"});
+        let planner = json!({"issued_at": "2026-04-17T18:06:00+05:00"});
+        for (class, body, times, clock) in [
+            ("log_cron", cron, berlin(), "Apr 17 20:06:00 web-01 CRON["),
+            ("log_daemon", daemon, berlin(), "Apr 17 20:06:00 web-01 systemd["),
+            ("log_daemon", iso, berlin(), "2026-04-17T18:06:00Z web-01 systemd["),
+            ("note", note, night, "2026-04-18 "),
+            ("log_cron", cron, planner, "Apr 17 13:06:00 web-01 CRON["),
+        ] {
+            let line = added_line(class, body, times);
+            assert!(line.starts_with(clock), "{class}: {line}");
+        }
+    }
 }

@@ -68,7 +68,7 @@ impl Plant<'_> {
 
     fn call(&self) -> String {
         let owner = self.look.owner.as_ref().map(|owner| owner.as_str()).unwrap_or_default();
-        let stamp = self.look.mtime.map(|mtime| mtime.format("%Y%m%d%H%M.%S").to_string());
+        let stamp = self.look.mtime.map(|mtime| mtime.to_utc().format("%Y%m%d%H%M.%S").to_string());
         let expected = self.expected_sha256.unwrap_or_default();
         // A new file has at most 0666 less the mask: that alone makes most modes, and saves a process.
         let bits = self.look.mode.bits();

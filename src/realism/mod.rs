@@ -8,7 +8,7 @@ mod syslog;
 #[cfg(test)]
 mod tests;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, FixedOffset};
 
 pub use class::ContentClass;
 
@@ -29,6 +29,7 @@ pub enum EditError {
 ///
 /// The same arguments always give the same body; time and memory are linear in `previous_body`.
 /// `Ok` is the whole new body, with the line endings of the old one and never fewer lines.
+/// Clocks and dates in the added text have the offset of `when`, or the offset that the log's own lines show.
 ///
 /// # Errors
 ///
@@ -37,7 +38,7 @@ pub fn next_body(
     class: ContentClass,
     persona: &str,
     previous_body: &str,
-    when: DateTime<Utc>,
+    when: DateTime<FixedOffset>,
     seed: u64,
 ) -> Result<String, EditError> {
     let mut draw = Draw::new(seed);

@@ -1,6 +1,6 @@
 //! The edits of what people write: lists, notes, drafts, scripts.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, FixedOffset};
 
 use super::draw::Draw;
 use super::phrases::{self, fresh, phrase};
@@ -93,7 +93,7 @@ fn last_line(body: &str) -> &str {
     body.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default()
 }
 
-pub(super) fn note(body: &str, persona: &str, when: DateTime<Utc>, draw: &mut Draw) -> String {
+pub(super) fn note(body: &str, persona: &str, when: DateTime<FixedOffset>, draw: &mut Draw) -> String {
     let last = last_line(body);
     let (mut lead, mut rest) = (String::new(), last);
     if let Some(found) = item(last).filter(|found| found.mark.is_none()) {
@@ -164,7 +164,7 @@ fn wrapped(text: &str, eol: &str) -> String {
     out
 }
 
-pub(super) fn script(body: &str, persona: &str, when: DateTime<Utc>, draw: &mut Draw) -> String {
+pub(super) fn script(body: &str, persona: &str, when: DateTime<FixedOffset>, draw: &mut Draw) -> String {
     let text = fresh(body, draw, |draw| phrase(phrases::SCRIPT, draw));
     let day = when.format("%Y-%m-%d");
     let signed = initials(persona).filter(|_| draw.chance(55));

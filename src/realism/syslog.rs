@@ -1,6 +1,6 @@
 //! The edits of system logs: one line more, in the form of the lines that are there.
 
-use chrono::{DateTime, FixedOffset, Timelike, Utc};
+use chrono::{DateTime, FixedOffset, Timelike};
 
 use super::draw::Draw;
 use super::phrases::{self, phrase};
@@ -68,12 +68,19 @@ fn entries(body: &str) -> Vec<Entry<'_>> {
     body.lines().rev().take(LINES_READ_MAX).filter_map(entry).collect()
 }
 
-fn clock(stamp: Stamp, when: DateTime<Utc>, draw: &mut Draw) -> String {
+/// `when` by the clock of the machine that wrote the log: a stamp without an offset leaves it as it is.
+fn local_time(stamp: Stamp, when: DateTime<FixedOffset>) -> DateTime<FixedOffset> {
+    match stamp {
+        Stamp::Classic => when,
+        Stamp::Iso { offset, .. } => when.with_timezone(&offset),
+    }
+}
+
+fn clock(stamp: Stamp, when: DateTime<FixedOffset>, draw: &mut Draw) -> String {
     let Stamp::Iso { offset, digits, zulu } = stamp else {
         return when.format("%b %e %H:%M:%S").to_string();
     };
-    let local = when.naive_utc().checked_add_offset(offset).unwrap_or(when.naive_utc());
-    let mut out = local.format("%Y-%m-%dT%H:%M:%S").to_string();
+    let mut out = when.format("%Y-%m-%dT%H:%M:%S").to_string();
     if digits > 0 {
         // An action's time has whole seconds; a log full of round ones would look staged.
         let drawn = draw.between(1_000, 999_998_999);
@@ -103,9 +110,10 @@ fn form<'a>(entries: &[Entry<'a>]) -> (Stamp, &'a str) {
     entries.first().map_or((Stamp::Classic, "localhost"), |last| (last.stamp, last.host))
 }
 
-pub(super) fn cron(body: &str, when: DateTime<Utc>, draw: &mut Draw) -> String {
+pub(super) fn cron(body: &str, when: DateTime<FixedOffset>, draw: &mut Draw) -> String {
     let entries = entries(body);
     let (stamp, host) = form(&entries);
+    let when = local_time(stamp, when);
     let jobs: Vec<&Entry<'_>> = entries
         .iter()
         .filter(|entry| {
@@ -137,9 +145,10 @@ pub(super) fn cron(body: &str, when: DateTime<Utc>, draw: &mut Draw) -> String {
     append_line(body, &format!("{clock} {host} {tag}[{pid}]: {message}"))
 }
 
-pub(super) fn daemon(body: &str, when: DateTime<Utc>, draw: &mut Draw) -> String {
+pub(super) fn daemon(body: &str, when: DateTime<FixedOffset>, draw: &mut Draw) -> String {
     let entries = entries(body);
     let (stamp, host) = form(&entries);
+    let when = local_time(stamp, when);
     let usable: Vec<&Entry<'_>> =
         entries.iter().filter(|entry| entry.tag != "kernel" && !holds_forbidden_word(entry.tag)).collect();
     let model = usable.get(draw.index(usable.len()));

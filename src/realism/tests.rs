@@ -1,6 +1,6 @@
 use std::collections::HashSet;
 
-use chrono::{DateTime, TimeZone, Utc};
+use chrono::{DateTime, FixedOffset, TimeZone, Utc};
 
 use super::{ContentClass, EditError, next_body};
 
@@ -13,8 +13,8 @@ const EDITED: [ContentClass; 6] = [
     ContentClass::LogDaemon,
 ];
 
-fn when() -> DateTime<Utc> {
-    Utc.with_ymd_and_hms(2026, 4, 2, 11, 30, 7).unwrap()
+fn when() -> DateTime<FixedOffset> {
+    Utc.with_ymd_and_hms(2026, 4, 2, 11, 30, 7).unwrap().fixed_offset()
 }
 
 fn edit(class: ContentClass, body: &str, seed: u64) -> String {
@@ -103,6 +103,13 @@ fn crlf_files_keep_their_line_endings() {
     }
 }
 
+/// Usual and utmost times, each at every offset that could carry it over the edge.
+fn hostile_times() -> impl Iterator<Item = DateTime<FixedOffset>> {
+    let times = [when().to_utc(), DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC];
+    let offsets = [0, 86_399, -86_399].map(|seconds| FixedOffset::east_opt(seconds).unwrap());
+    times.into_iter().flat_map(move |time| offsets.map(|offset| time.with_timezone(&offset)))
+}
+
 #[test]
 fn hostile_bodies_and_personas_never_panic() {
     let huge = "- [ ] é\n".repeat(5_000);
@@ -128,7 +135,7 @@ fn hostile_bodies_and_personas_never_panic() {
     for class in EDITED {
         for body in bodies {
             for persona in ["", "\n\0", "é ü", "decky", "a b c d e f"] {
-                for at in [when(), DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC] {
+                for at in hostile_times() {
                     assert!(
                         next_body(class, persona, body, at, 9).unwrap().lines().count()
                             >= body.lines().count()
