@@ -153,7 +153,9 @@ impl<R: RunCommand> Driver<R> {
 
     async fn change(&self, action: &Action, change: &Change) -> Result<Run, Aborted> {
         let mark = self.mark(action.executing_decky());
-        match change.plant(action, mark.as_str()) {
+        // Workers plant beside each other in one directory: each plant has a name of its own there.
+        let name = Mark::draw();
+        match change.plant(action, name.as_str()) {
             None => {
                 let argv = ["rm", "-f", "--", change::path_of(action)];
                 self.exec_inside(Inside::new(action.executing_decky(), &argv, &mark)).await

@@ -284,6 +284,32 @@ async fn what_another_worker_of_the_fleet_left_in_a_decky_is_ended_and_nothing_e
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn plants_of_several_workers_into_one_directory_each_leave_their_own_bytes() {
+    let decky = OwnDecky::start();
+    let directory = fresh_directory(&decky.name);
+    // Every plant stays half done for a second, so that all of them meet.
+    let put = "mv /usr/bin/chmod /usr/bin/chmod.real; printf '#!/bin/sh\nsleep 1\nexec chmod.real \"$@\"\n' \
+               >/usr/bin/chmod; chmod.real +x /usr/bin/chmod";
+    inside(&decky.name, &["sh", "-c", put]);
+    let plants = ["AAAA", "B", "CCCC"].map(|content| {
+        let path = format!("{directory}/{content}");
+        let action = decoded(&[with(file(&decky.name, &path), json!({"content": content, "mode": "0755"}))]);
+        tokio::spawn(async move {
+            let attempt = Attempt { now: Utc::now(), is_repeat: false };
+            let outcome = driver("20s").perform(&action[0], attempt).await.unwrap();
+            (content, path, outcome)
+        })
+    });
+    for plant in plants {
+        let (content, path, outcome) = plant.await.unwrap();
+        assert_eq!(outcome.failure, None, "{}", outcome.payload);
+        assert_eq!(inside(&decky.name, &["cat", &path]), content.as_bytes());
+    }
+    let left = String::from_utf8(inside(&decky.name, &["ls", "-A", &directory])).unwrap();
+    assert_eq!(left.split_whitespace().collect::<Vec<_>>(), ["AAAA", "B", "CCCC"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_the_container_all_of_a_batch_fail_as_they_would_alone() {
     let stopped = support::part("DECKSWAIN_TEST_STOPPED");
     let actions = decoded(&[
