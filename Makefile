@@ -7,7 +7,8 @@ help:
 	@echo "make test   run the whole suite against a private broker and real deckies"
 	@echo "make soak   ten minutes of random faults under load, with a report (SECONDS=600)"
 	@echo "make test-rabbitmq4   the tests that concern the broker, against RabbitMQ 4; needs root"
-	@echo "make bench  measure it beside what one would use instead, a quarter of an hour; ROUNDS=5, ROWS=latency,bodies for some"
+	@echo "make bench  measure it beside what one would use instead, a quarter of an hour; ROUNDS=5, ROWS=latency,bodies for some;"
+	@echo "            BEFORE=REVISION compares that revision's build with this one"
 	@echo "make bench-quick   one round with small counts, under three minutes"
 	@echo "make clean  remove what was built"
 

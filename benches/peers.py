@@ -13,7 +13,7 @@ import tempfile
 import time
 
 from actions import HERE, READ_MAX, SUFFIX, command, container, shell_plant
-from queues import BINARY, URL, Queues
+from queues import URL, Queues, binary
 
 AT_ONCE = 8
 CLIENTS = os.environ["BENCH_CLIENTS"]
@@ -67,7 +67,7 @@ def deckswain(client="docker", concurrency=AT_ONCE, content_max=65536):
     options = ["--container-cli", client, "--container-suffix", SUFFIX, "--concurrency", str(concurrency)]
     if content_max:
         options += ["--content-max", str(content_max)]
-    return lambda prefix: [BINARY, "worker", "--prefix", prefix, *options]
+    return lambda prefix: [binary(), "worker", "--prefix", prefix, *options]
 
 
 def python_worker(client="docker"):

@@ -8,10 +8,14 @@ import uuid
 import pika
 
 URL = os.environ["DECKSWAIN_BROKER"]
-BINARY = os.environ["DECKSWAIN_BIN"]
 RETRY_DELAYS = ["1s", "5s", "30s", "2m", "10m"]
 STALLED_S = 120
 POLL_S = 0.02
+
+
+def binary():
+    """The deckswain that is measured now; a comparison of two builds switches it."""
+    return os.environ["DECKSWAIN_BIN"]
 
 
 class Queues:
@@ -20,7 +24,7 @@ class Queues:
     def __enter__(self):
         self.prefix = "b" + uuid.uuid4().hex[:10]
         self.results, self.texts = f"{self.prefix}.results", f"{self.prefix}.texts"
-        subprocess.run([BINARY, "topology", "--declare", "--prefix", self.prefix], check=True, capture_output=True)
+        subprocess.run([binary(), "topology", "--declare", "--prefix", self.prefix], check=True, capture_output=True)
         parameters = pika.URLParameters(URL)
         # The connection is left alone while a backlog is submitted.
         parameters.heartbeat = 0
@@ -37,7 +41,7 @@ class Queues:
 
     def submit(self, actions):
         text = "\n".join(json.dumps(action) for action in actions)
-        command = [BINARY, "submit", "--prefix", self.prefix]
+        command = [binary(), "submit", "--prefix", self.prefix]
         subprocess.run(command, input=text, text=True, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def publish_texts(self, texts):

@@ -12,7 +12,7 @@ import typing
 import pika
 
 from actions import HERE
-from queues import BINARY
+from queues import binary
 from rows import BARE, CONSUME, CONSUME_ONE, FULL_ROUNDS, HAND, PYTHON, QUEUED, SPAWN, SWAIN, XARGS
 
 PAGE = pathlib.Path(HERE, "../docs/benchmarks.md")
@@ -134,7 +134,7 @@ def versions():
     rabbitmq = said(os.environ["DECKSWAIN_TEST_RABBITMQCTL"], "version")
     tools = said("dpkg-query", "-W", "-f", "${Version}", "amqp-tools")
     return (
-        f"{said(BINARY, '--version')}; {said('docker', '--version')}; RabbitMQ {rabbitmq}; "
+        f"{said(binary(), '--version')}; {said('docker', '--version')}; RabbitMQ {rabbitmq}; "
         f"amqp-tools {tools}; Python {platform.python_version()}, pika {pika.__version__}; {said('xargs', '--version')}"
     )
 
