@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 
 pub use amqp::{
     AmqpConsumer, AmqpPublisher, AmqpSettle, BrokerAddress, Depth, Lacking, Permission, QueueWalk,
-    ResultsTap, State, inspect, lacking,
+    ResultsTap, State, inspect, lacking, together_count,
 };
 pub use topology::HEADER_DELAY;
 pub use topology::{
@@ -173,9 +173,23 @@ pub enum PublishError {
     /// The same, and the broker had said that it holds all publishers back.
     #[error("no confirm within {0} s: the broker holds publishers back, it is short of memory or disk")]
     Blocked(u64),
+    /// The broker closed the channel or the connection because of this message.
+    #[error("the broker refused the message: {0}")]
+    Refused(String),
     /// The connection or the channel failed.
     #[error("failed to publish: {0}")]
     Failed(String),
+}
+
+impl PublishError {
+    /// Whether the message itself, or the place it was sent to, is to blame: others may still be taken.
+    #[must_use]
+    pub fn is_of_the_message(&self) -> bool {
+        match self {
+            Self::Returned(_) | Self::Nacked | Self::Refused(_) => true,
+            Self::Unconfirmed(_) | Self::Blocked(_) | Self::Failed(_) => false,
+        }
+    }
 }
 
 /// Trouble with the broker, in words for a person.

@@ -5,7 +5,6 @@ mod config;
 mod dead_letters;
 mod failed;
 mod generate;
-mod in_flight;
 mod input;
 mod output;
 mod results;

@@ -11,7 +11,7 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 use support::faults::Cell;
-use support::tool::{bury, command, json_lines, lines, text, tool, tool_fed};
+use support::tool::{actions_in, bury, command, json_lines, lines, text, tool, tool_fed, unbind_decky};
 
 /// A cell whose exchanges and queues a worker has declared and left.
 fn declared(name: &str) -> Cell {
@@ -171,6 +171,28 @@ async fn replay_publishes_the_original_anew_and_counts_itself() {
         assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-deckswain-replays"]);
         assert_eq!(headers["x-deckswain-replays"], AMQPValue::LongLongInt(1));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replay_keeps_the_order_and_leaves_each_letter_that_comes_back() {
+    let cell = declared("dead letters: replay in order");
+    let buried = bury(&cell, 1000).await;
+    unbind_decky(&cell, "web-03").await;
+    let replayed = tool(&cell, &["dead-letters", "replay", "--yes"]);
+    assert_eq!(replayed.status.code(), Some(3));
+    let said = text(&replayed.stderr);
+    assert!(said.contains("replay: 900 of 1000 done"), "{said}");
+    let every = |wanted: fn(usize) -> bool| -> Vec<String> {
+        buried.iter().enumerate().filter(|(n, _)| wanted(*n)).map(|(_, id)| id.clone()).collect()
+    };
+    let came_back = every(|n| n % 10 == 3);
+    for id in &came_back {
+        let line = format!("error: left where it is: {id}: the broker returned the message: NO_ROUTE");
+        assert!(said.contains(&line), "{line} is missing in:\n{said}");
+    }
+    assert_eq!(ids(&actions_in(&cell, "actions").await), every(|n| n % 10 != 3));
+    cell.wait_for_count("dead", |dead| dead == came_back.len()).await;
+    assert_eq!(ids(&actions_in(&cell, "dead").await), came_back);
 }
 
 #[tokio::test(flavor = "multi_thread")]

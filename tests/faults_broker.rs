@@ -136,7 +136,7 @@ async fn a_results_exchange_that_is_deleted_is_declared_again() {
             assert!(began.elapsed() < PATIENCE, "the exchange is not declared again");
         }
     }
-    worker.wait_for_line("failed to publish: ");
+    worker.wait_for_line("NOT_FOUND");
     cell.goes_on(Instant::now()).await;
     let verdict = cell.end(vec![worker]).await;
     assert!(verdict.run_twice == 0 && verdict.dead.is_empty());

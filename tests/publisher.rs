@@ -67,11 +67,16 @@ async fn count(peer: &Peer, queue: &str) -> u32 {
 }
 
 async fn bodies(peer: &Peer, queue: &str) -> Vec<usize> {
+    let mut bodies = bodies_in_order(peer, queue).await;
+    bodies.sort_unstable();
+    bodies
+}
+
+async fn bodies_in_order(peer: &Peer, queue: &str) -> Vec<usize> {
     let mut bodies = Vec::new();
     while let Some(got) = peer.channel.basic_get(queue, Default::default()).await.expect("answered") {
         bodies.push(String::from_utf8_lossy(&got.delivery.data).parse().expect("a number"));
     }
-    bodies.sort_unstable();
     bodies
 }
 
@@ -105,7 +110,7 @@ async fn a_message_that_ends_the_channel_costs_no_other() {
     for (n, published) in publish_all(&publisher, &exchange, keys()).await {
         match published {
             Ok(()) => assert_ne!(n % 3, 0, "{n} is not allowed"),
-            Err(PublishError::Failed(why)) => {
+            Err(PublishError::Refused(why)) => {
                 assert!(n % 3 == 0 && why.contains("ACCESS_REFUSED"), "{n}: {why}");
             }
             Err(error) => panic!("{n}: {error}"),
@@ -114,6 +119,37 @@ async fn a_message_that_ends_the_channel_costs_no_other() {
     // What was taken before the channel ended may be there twice.
     let arrived: BTreeSet<usize> = bodies(&peer, &queue).await.into_iter().collect();
     assert_eq!(arrived, good().map(|n| n / 2).collect());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_after_one_that_ends_the_channel_keep_their_order() {
+    let peer = Peer::connect().await;
+    let (exchange, queue) = place(&peer).await;
+    let user = User::named(&format!("o-{}", peer.prefix));
+    user.may("^$", ".*", "^$");
+    user.may_on(&exchange, "^good", "^$");
+    let publisher = AmqpPublisher::to_what_is_there(&user.url(&part("DECKSWAIN_BROKER")));
+    let (properties, numbers) = (Properties::default(), (0..COUNT).map(|n| n.to_string()));
+    let numbers: Vec<String> = numbers.collect();
+    let publications: Vec<_> = keys()
+        .zip(&numbers)
+        .map(|(routing_key, body)| Publication {
+            exchange: &exchange,
+            routing_key,
+            properties: &properties,
+            body: body.as_bytes(),
+        })
+        .collect();
+    let published = publisher.publish_in_order(&publications).await;
+    for (n, published) in published.iter().enumerate() {
+        let is_refused = matches!(published, Err(PublishError::Refused(_)));
+        assert!(if n % 3 == 0 { is_refused } else { published.is_ok() }, "{n}: {published:?}");
+    }
+    // Messages without a confirm from before the channel ended may be there twice.
+    let mut arrived = bodies_in_order(&peer, &queue).await;
+    let mut seen = BTreeSet::new();
+    arrived.retain(|n| seen.insert(*n));
+    assert_eq!(arrived, good().collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]

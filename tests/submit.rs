@@ -3,11 +3,15 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::Stdio;
 
 use lapin::options::QueueDeleteOptions;
 use serde_json::{Value, json};
+use support::PATIENCE;
 use support::faults::Cell;
-use support::tool::{json_lines, text, tool_fed};
+use support::proxy::Proxy;
+use support::tool::{actions_in, command, json_lines, text, tool_fed, unbind_decky};
 
 fn remove(n: usize) -> Value {
     json!({"kind": "remove", "dst_uuid": "d-1", "dst_name": format!("web-{:02}", n % 10), "path": format!("/m/{n:05}")})
@@ -105,4 +109,61 @@ async fn what_no_queue_takes_is_named_one_by_one() {
         said.contains("submitted 0 of 2") && said.contains("why: the broker returned the message: NO_ROUTE"),
         "{said}"
     );
+}
+
+/// The number that each of these actions has by its path.
+fn numbers(actions: &[Value]) -> Vec<usize> {
+    actions.iter().map(|action| action["path"].as_str().unwrap()[3..].parse().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn actions_keep_the_order_of_the_input_though_no_queue_takes_some_of_them() {
+    let cell = Cell::new("submit: order");
+    assert_eq!(cell.worker(&[]).stop(), 0);
+    unbind_decky(&cell, "web-03").await;
+    let large = "x".repeat(40_000);
+    let input = (0..1000).map(|n| {
+        let mut action = remove(n);
+        if n % 50 == 7 {
+            action["kind"] = "file".into();
+            action["content"] = large.as_str().into();
+        }
+        action.to_string() + "\n"
+    });
+    let submitted = tool_fed(&cell, &["submit"], &input.collect::<String>());
+    assert_eq!(submitted.status.code(), Some(3));
+    let said = text(&submitted.stderr);
+    assert_eq!(said.matches("the broker returned the message: NO_ROUTE").count(), 101, "{said}");
+    assert!(said.contains("submitted 900 of 1000"), "{said}");
+    let expected: Vec<usize> = (0..1000).filter(|n| n % 10 != 3).collect();
+    assert_eq!(numbers(&actions_in(&cell, "actions").await), expected);
+    assert_eq!(text(&submitted.stdout).lines().count(), 900);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn actions_keep_their_order_over_a_lost_connection() {
+    let mut cell = Cell::new("submit: connection lost");
+    assert_eq!(cell.worker(&[]).stop(), 0);
+    let direct = cell.broker.clone();
+    let proxy = Proxy::to(&direct).await;
+    cell.broker.clone_from(&proxy.url);
+    let mut submit = command(&cell, &["submit"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = submit.stdin.take().unwrap();
+    let feeding = std::thread::spawn(move || {
+        (0..4000).for_each(|n| writeln!(stdin, "{}", remove(n)).unwrap());
+    });
+    let mut taken = BufReader::new(submit.stdout.take().unwrap()).lines();
+    let first = taken.next().unwrap().unwrap();
+    proxy.cut();
+    let taken = 1 + tokio::task::spawn_blocking(move || taken.count()).await.unwrap();
+    feeding.join().unwrap();
+    let ended = tokio::time::timeout(PATIENCE, async { submit.wait().unwrap() }).await.unwrap();
+    assert_eq!(ended.code(), Some(0), "it connects again: {first}");
+    assert_eq!(taken, 4000);
+    cell.broker = direct;
+    let mut arrived = numbers(&actions_in(&cell, "actions").await);
+    // Actions without a confirm when the connection was lost were sent again.
+    let mut seen = BTreeSet::new();
+    arrived.retain(|n| seen.insert(*n));
+    assert_eq!(arrived, (0..4000).collect::<Vec<_>>());
 }

@@ -7,6 +7,7 @@ mod group;
 mod inspect;
 mod permissions;
 mod publisher;
+mod returned;
 mod settle;
 mod tap;
 mod walk;
@@ -29,7 +30,7 @@ use declare::{
 };
 pub use inspect::{State, inspect};
 pub use permissions::{Lacking, Permission, lacking};
-pub use publisher::AmqpPublisher;
+pub use publisher::{AmqpPublisher, together_count};
 pub use settle::AmqpSettle;
 use settle::{Source, delivery_from};
 pub use tap::ResultsTap;

@@ -1,26 +1,19 @@
 //! `deckswain dead-letters`: looking into the dead letters, and doing something about them.
 
+mod act;
 mod letter;
 mod select;
 
-use std::collections::HashMap;
-use std::hash::RandomState;
-use std::io::{IsTerminal as _, Write as _};
 use std::num::NonZeroU32;
-use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use indicatif::ProgressBar;
-use tokio::time::{MissedTickBehavior, interval};
 
+use self::act::{Deed, act};
 use self::letter::Letter;
 use self::select::Selection;
-use super::in_flight::InFlight;
-use super::output::{Printer, plain, progress_bar, table};
-use super::{BrokerSettings, EXIT_ACTION_FAILED, EXIT_BROKER, EXIT_OK, Failed, runtime};
-use crate::broker::{
-    AmqpPublisher, AmqpSettle, Delivery, Publication, Publish as _, Queue, QueueWalk, Settle as _, Topology,
-};
+use super::output::{Printer, plain, table};
+use super::{BrokerSettings, EXIT_ACTION_FAILED, EXIT_OK, Failed, runtime};
+use crate::broker::{AmqpSettle, Delivery, Queue, QueueWalk, Topology};
 
 const AFTER_HELP: &str = "\
 Looking never takes a message away, however often it is done. While a command runs,
@@ -119,10 +112,9 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
             Command::List(options) => list(options).await,
             Command::Show(options) => show(options).await,
             Command::Replay(options) => {
-                let replay = Replay::new(&options.act.broker);
-                act(&options.act, options.rate, "replay", move |letter| replay.clone().take(letter)).await
+                act(&options.act, options.rate, Deed::replay(&options.act.broker)).await
             }
-            Command::Discard(options) => act(options, None, "discard", discard).await,
+            Command::Discard(options) => act(options, None, Deed::Discard).await,
             Command::Export(options) => export(options).await,
         }
     })
@@ -218,150 +210,4 @@ async fn export(options: &ExportOptions) -> Result<u8, Failed> {
             .hint("`deckswain dead-letters show --json` has their bytes"));
     }
     Ok(EXIT_OK)
-}
-
-/// Does something about each selected dead letter, many at once; oldest first.
-async fn act<F, D>(options: &ActOptions, rate: Option<NonZeroU32>, verb: &str, deed: F) -> Result<u8, Failed>
-where
-    F: Fn(DeadLetter) -> D,
-    D: Future<Output = Result<(), String>> + Send + 'static,
-{
-    let hasher = RandomState::new();
-    let (mut letters, mut chosen) = (Vec::new(), HashMap::<u64, usize>::new());
-    look(&options.broker, |letter, delivery| {
-        if options.selection.wants(&letter) && letters.len() < options.selection.limit() {
-            *chosen.entry(letter.fingerprint(&delivery, &hasher)).or_default() += 1;
-            letters.push(letter);
-        }
-    })
-    .await?;
-    let total = letters.len();
-    if options.dry_run {
-        print(&letters, false)?;
-        eprintln!("would {verb} {total}");
-        return Ok(EXIT_OK);
-    }
-    if total > 1 && !options.yes {
-        confirm(verb, total)?;
-    }
-    drop(letters);
-
-    let mut walk = QueueWalk::begin(&options.broker.broker, &dead_queue(&options.broker)).await?;
-    let mut pace = rate.map(|rate| interval(Duration::from_secs(1) / rate.get()));
-    if let Some(pace) = &mut pace {
-        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    }
-    let mut deeds = Deeds {
-        running: InFlight::new(),
-        done: 0,
-        trouble: None,
-        progress: progress_bar(total as u64, verb),
-    };
-    let mut left = total;
-    // Only what was counted, and confirmed, is touched: the queue may hold others by now.
-    while left > 0 && deeds.trouble.is_none() {
-        let Some(delivery) = walk.next().await? else { break };
-        match chosen.get_mut(&Letter::of(&delivery).fingerprint(&delivery, &hasher)) {
-            Some(count @ 1..) => *count -= 1,
-            _ => continue,
-        }
-        if let Some(pace) = &mut pace {
-            pace.tick().await;
-        }
-        deeds.begin(deed(delivery)).await;
-        left -= 1;
-    }
-    let (done, trouble) = deeds.end().await;
-    // What was not acked goes back; a broker that is gone gives it back by itself.
-    let closed = walk.end(u32::try_from(done).unwrap_or(u32::MAX)).await;
-    eprintln!("{verb}: {done} of {total} done");
-    if let Some(why) = trouble {
-        return Err(Failed::new(EXIT_BROKER, format!("the {verb} stopped"))
-            .why(why)
-            .hint(format!("what was not done is still there: {verb} again")));
-    }
-    if left > 0 {
-        eprintln!("{left} were gone before their turn: another command took them");
-    }
-    closed?;
-    Ok(EXIT_OK)
-}
-
-/// What is being done about dead letters, and how it has gone so far.
-struct Deeds {
-    running: InFlight<Result<(), String>>,
-    done: usize,
-    trouble: Option<String>,
-    progress: ProgressBar,
-}
-
-impl Deeds {
-    async fn begin(&mut self, deed: impl Future<Output = Result<(), String>> + Send + 'static) {
-        for ended in self.running.push(deed).await {
-            self.count(ended);
-        }
-    }
-
-    fn count(&mut self, ended: Result<(), String>) {
-        match ended {
-            Ok(()) => {
-                self.done += 1;
-                self.progress.inc(1);
-            }
-            Err(why) => self.trouble = Some(why),
-        }
-    }
-
-    async fn end(mut self) -> (usize, Option<String>) {
-        while let Some(ended) = self.running.next().await {
-            self.count(ended);
-        }
-        self.progress.finish_and_clear();
-        (self.done, self.trouble)
-    }
-}
-
-fn confirm(verb: &str, count: usize) -> Result<(), Failed> {
-    if !std::io::stdin().is_terminal() {
-        return Err(Failed::usage("nothing was done")
-            .why(format!("this would {verb} {count} dead letters, and there is nobody to ask"))
-            .hint("--yes, or first --dry-run"));
-    }
-    eprint!("{verb} {count} dead letters? [y/N] ");
-    let mut answer = String::new();
-    let asked = std::io::stderr().flush().and_then(|()| std::io::stdin().read_line(&mut answer));
-    match asked {
-        Ok(_) if matches!(answer.trim(), "y" | "Y" | "yes") => Ok(()),
-        _ => Err(Failed::usage("nothing was done").why("the answer was not yes")),
-    }
-}
-
-async fn discard(letter: DeadLetter) -> Result<(), String> {
-    letter.settle.ack().await.map_err(|error| error.to_string())
-}
-
-/// Publishes a dead letter as an action again; only then is it gone from the dead letters.
-#[derive(Clone)]
-struct Replay {
-    publisher: AmqpPublisher,
-    exchange: String,
-}
-
-impl Replay {
-    fn new(broker: &BrokerSettings) -> Self {
-        let publisher = AmqpPublisher::to_what_is_there(&broker.broker);
-        Self { publisher, exchange: Topology::of(&broker.prefix).actions }
-    }
-
-    async fn take(self, letter: DeadLetter) -> Result<(), String> {
-        let (routing_key, properties) = letter::to_replay(&letter);
-        let publication = Publication {
-            exchange: &self.exchange,
-            routing_key: &routing_key,
-            properties: &properties,
-            body: &letter.body,
-        };
-        self.publisher.publish(publication).await.map_err(|error| error.to_string())?;
-        letter.settle.ack().await.map_err(|error| error.to_string())
-    }
 }

@@ -9,19 +9,19 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::in_flight::InFlight;
 use super::input::{read_input, split, with_action_id_and_issued_at, with_content_bytes};
 use super::output::{Printer, progress_bar};
 use super::settings::duration;
 use super::{BrokerSettings, EXIT_ACTION_FAILED, EXIT_BROKER, EXIT_OK, Failed, runtime};
 use crate::action::{Action, CONTENT_BYTES_LIMIT, DecodeOptions};
 use crate::broker::{
-    AmqpPublisher, Properties, Publication, Publish as _, PublishError, ResultsTap, Topology,
+    AmqpPublisher, Properties, Publication, PublishError, ResultsTap, Topology, together_count,
 };
 
 const AFTER_HELP: &str = r#"FILE holds one JSON object, a JSON array, or one object a line. All of it is
-checked before anything is published. For every action that the broker took, a line
-{"action_id", "issued_at"} comes out; with --wait its result comes out instead.
+checked before anything is published, in the order of the input. For every action that
+the broker took, a line {"action_id", "issued_at"} comes out; with --wait its result
+comes out instead.
 
 Exit status: 0 all were taken (with --wait: all succeeded), 1 with --wait: some
 failed or gave no result in time, 2 the input or the options are wrong and nothing
@@ -73,9 +73,9 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
         let mut printer = Printer::default();
         let mut open: HashSet<Uuid> = actions.iter().map(|action| action.id).collect();
         let total = actions.len();
-        let refused = publish_all(&publisher, &topology, actions, |id, issued_at| {
+        let refused = publish_all(&publisher, &topology, &actions, |action| {
             if !options.wait {
-                printer.line(&json!({"action_id": id, "issued_at": issued_at}).to_string());
+                printer.line(&json!({"action_id": action.id, "issued_at": action.issued_at}).to_string());
             }
         })
         .await;
@@ -135,54 +135,73 @@ fn read_actions(options: &Options) -> Result<Vec<Ready>, Failed> {
     Ok(ready)
 }
 
-/// Publishes with many confirms outstanding; gives those that the broker did not take, and why.
+/// Publishes in the order of the input, a group at a time; returns the actions that the broker did not
+/// take, and why.
+///
+/// An action that is returned or refused does not stop the others. Without a confirm nothing further is
+/// published: later actions must not arrive before earlier ones that are submitted again.
 async fn publish_all(
     publisher: &AmqpPublisher,
     topology: &Topology,
-    actions: Vec<Ready>,
-    mut taken: impl FnMut(Uuid, Value),
+    actions: &[Ready],
+    mut taken: impl FnMut(&Ready),
 ) -> Vec<(Uuid, String)> {
     let progress = progress_bar(actions.len() as u64, "submitting");
-    let mut running = InFlight::new();
     let mut refused = Vec::new();
-    let mut settle = |(id, issued_at, published): (Uuid, Value, Result<(), PublishError>)| {
-        progress.inc(1);
-        match published {
-            Ok(()) => progress.suspend(|| taken(id, issued_at)),
-            Err(why) => refused.push((id, why.to_string())),
+    let mut rest = actions;
+    while !rest.is_empty() {
+        let (group, later) = rest.split_at(together_count(rest.iter().map(|action| action.body.len())));
+        let published = publish_group(publisher, &topology.actions, group).await;
+        let mut is_lost = false;
+        for (action, outcome) in group.iter().zip(published) {
+            progress.inc(1);
+            match outcome {
+                Ok(()) => progress.suspend(|| taken(action)),
+                Err(why) => {
+                    is_lost |= !why.is_of_the_message();
+                    refused.push((action.id, why.to_string()));
+                }
+            }
         }
-    };
-    for action in actions {
-        let (publisher, exchange) = (publisher.clone(), topology.actions.clone());
-        let ended = running.push(async move {
-            let published = publish(&publisher, &exchange, &action).await;
-            (action.id, action.issued_at, published)
-        });
-        ended.await.into_iter().for_each(&mut settle);
-    }
-    while let Some(ended) = running.next().await {
-        settle(ended);
+        if is_lost {
+            let why = "not sent, as an action before it was not confirmed";
+            refused.extend(later.iter().map(|action| (action.id, why.to_owned())));
+            break;
+        }
+        rest = later;
     }
     progress.finish_and_clear();
     refused
 }
 
-async fn publish(publisher: &AmqpPublisher, exchange: &str, action: &Ready) -> Result<(), PublishError> {
-    let properties = Properties {
+async fn publish_group(
+    publisher: &AmqpPublisher,
+    exchange: &str,
+    group: &[Ready],
+) -> Vec<Result<(), PublishError>> {
+    let properties: Vec<Properties> = group.iter().map(properties_of).collect();
+    let publications: Vec<Publication<'_>> = group
+        .iter()
+        .zip(&properties)
+        .map(|(action, properties)| Publication {
+            exchange,
+            routing_key: &action.routing_key,
+            properties,
+            body: action.body.as_bytes(),
+        })
+        .collect();
+    publisher.publish_in_order(&publications).await
+}
+
+fn properties_of(action: &Ready) -> Properties {
+    Properties {
         message_id: Some(action.id.to_string()),
         content_type: Some("application/json".to_owned()),
         message_type: Some("action".to_owned()),
         app_id: Some("deckswain".to_owned()),
         timestamp: Some(chrono::Utc::now()),
         ..Properties::default()
-    };
-    let publication = Publication {
-        exchange,
-        routing_key: &action.routing_key,
-        properties: &properties,
-        body: action.body.as_bytes(),
-    };
-    publisher.publish(publication).await
+    }
 }
 
 async fn wait(

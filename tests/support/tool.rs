@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::{Child, Command, Output, Stdio};
 
 use lapin::BasicProperties;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -51,6 +51,31 @@ pub fn lines(output: &Output) -> Vec<String> {
 
 pub fn json_lines(output: &Output) -> Vec<Value> {
     lines(output).iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The actions in one of the cell's queues, first to last; they are taken from it.
+pub async fn actions_in(cell: &Cell, queue: &str) -> Vec<Value> {
+    let (connection, channel) = cell.connect().await;
+    let name = format!("{}.{queue}", cell.prefix);
+    let mut actions = Vec::new();
+    while let Some(got) = channel.basic_get(&name, BasicGetOptions { no_ack: true }).await.unwrap() {
+        actions.push(serde_json::from_slice(&got.delivery.data).unwrap());
+    }
+    connection.close(200, "done").await.unwrap();
+    actions
+}
+
+/// Binds the cell's actions queue for the deckies `web-00` to `web-09`, but for one of them.
+pub async fn unbind_decky(cell: &Cell, decky: &str) {
+    let (connection, channel) = cell.connect().await;
+    let name = format!("{}.actions", cell.prefix);
+    let none = FieldTable::default;
+    for other in (0..10).map(|n| format!("web-{n:02}")).filter(|other| other != decky) {
+        let (key, bind) = (format!("decky.{other}"), QueueBindOptions::default());
+        channel.queue_bind(&name, &name, &key, bind, none()).await.unwrap();
+    }
+    channel.queue_unbind(&name, &name, "#", none()).await.unwrap();
+    connection.close(200, "done").await.unwrap();
 }
 
 /// Puts so many dead letters into the cell as a worker would; gives their action ids, oldest first.

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
-use tracing::warn;
 
 use super::publisher::AmqpPublisher;
 use crate::broker::{Properties, Publication, PublishError};
@@ -20,7 +19,6 @@ pub struct Waiting {
     routing_key: String,
     properties: Properties,
     body: Vec<u8>,
-    /// Dropped where it has to be published alone.
     done: oneshot::Sender<Result<(), PublishError>>,
 }
 
@@ -44,8 +42,11 @@ impl Waiting {
     }
 }
 
-/// Publishes what comes for one exchange, a group at a time: what comes meanwhile is the next group, so
-/// that nothing waits where nothing is on its way.
+/// Publishes the messages for one exchange in the order of their coming, a group at a time: messages that
+/// come meanwhile are the next group, so that a message waits only for one that is on its way.
+///
+/// The order is kept while the broker confirms each group within [`HOLD_TIME`]; a group that is held up
+/// longer no longer holds up the next one, which then goes by another channel.
 pub async fn publish_in_groups(publisher: AmqpPublisher, mut incoming: mpsc::UnboundedReceiver<Waiting>) {
     let mut group = Vec::new();
     while incoming.recv_many(&mut group, GROUP_MAX).await > 0 {
@@ -57,20 +58,9 @@ pub async fn publish_in_groups(publisher: AmqpPublisher, mut incoming: mpsc::Unb
 
 async fn publish_group(publisher: AmqpPublisher, group: Vec<Waiting>) {
     let publications: Vec<_> = group.iter().map(Waiting::publication).collect();
-    let published = publisher.publish_together(&publications).await;
-    let had_company = group.len() > 1;
-    let mut alone = None;
+    let published = publisher.publish_in_order(&publications).await;
     for (waiting, published) in group.into_iter().zip(published) {
-        match published {
-            // Another one may be to blame: who waits publishes it alone when this is dropped.
-            Err(error @ PublishError::Failed(_)) if had_company => {
-                alone.get_or_insert((waiting.exchange, error, 0)).2 += 1;
-            }
-            // Who waited for it may be gone.
-            published => drop(waiting.done.send(published)),
-        }
-    }
-    if let Some((exchange, error, count)) = alone {
-        warn!(exchange, "{error}; {count} messages that went out together go out one by one");
+        // The caller may have stopped waiting.
+        drop(waiting.done.send(published));
     }
 }

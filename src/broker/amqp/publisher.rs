@@ -1,17 +1,19 @@
-//! Publishing with confirms, in groups, over a pool of channels.
+//! Publishing with confirms, in order, in groups, over a pool of channels.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
-use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError};
 use lapin::publisher_confirm::Confirmation;
-use lapin::{Channel, Connection};
+use lapin::{Channel, Connection, ErrorKind};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
+use tracing::warn;
 
 use super::group::{Waiting, publish_in_groups};
+use super::returned::{Returned, note_returned};
 use super::{
     ANSWER_TIME_MAX, NOT_FOUND, answer, convert, declare_outgoing, no_answer, not_there, open,
     passive_exchange, reply_code, said, together,
@@ -21,13 +23,20 @@ use crate::broker::{BrokerError, Publication, Publish, PublishError, Topology};
 /// How many idle channels are kept; more than this many publishes at once open channels of their own.
 const IDLE_CHANNELS_MAX: usize = 64;
 
-/// A larger message goes out alone: the broker may refuse it for its size, and with it all of its group.
+/// A worker's message whose body is larger goes out alone: the broker may refuse it for its size, and with
+/// it all of its group.
 const GROUPED_BODY_BYTES_MAX: usize = 16 * 1024;
+
+/// How many messages of a sequence go out together at most: with 256 on the way the round trip to the
+/// broker no longer counts.
+const TOGETHER_MAX: usize = 256;
+/// How many bytes of bodies: a line of 1 Mbit/s carries them within [`ANSWER_TIME_MAX`].
+const TOGETHER_BYTES_MAX: usize = 1024 * 1024;
 
 /// Publishes on a connection of its own, which it opens anew when it was lost.
 ///
 /// Each channel has one group outstanding at a time: the client library can hand a returned message to
-/// the wrong confirm, and what was returned has to be found among those that went out together.
+/// the confirm of another message, so a returned message is looked up in its group by its own properties.
 #[derive(Clone)]
 pub struct AmqpPublisher {
     url: Arc<str>,
@@ -142,11 +151,36 @@ impl AmqpPublisher {
 }
 
 impl AmqpPublisher {
-    /// Publishes on one channel; tells of each message what became of it.
-    pub(super) async fn publish_together(
-        &self,
-        publications: &[Publication<'_>],
-    ) -> Vec<Result<(), PublishError>> {
+    /// Publishes messages in their order on one channel and returns the outcome of each.
+    ///
+    /// When the channel or the connection fails, the messages without a confirm are published again one
+    /// by one, in their order: the message to blame fails alone, and the others may arrive twice, under an
+    /// equal `message_id`. When even that fails for want of a connection, the rest are not tried.
+    pub async fn publish_in_order(&self, publications: &[Publication<'_>]) -> Vec<Result<(), PublishError>> {
+        let mut outcomes = self.publish_together(publications).await;
+        let is_failed = |outcome: &Result<(), PublishError>| matches!(outcome, Err(PublishError::Failed(_)));
+        let failed: Vec<usize> = (0..outcomes.len()).filter(|index| is_failed(&outcomes[*index])).collect();
+        let (Some(&first), 2..) = (failed.first(), publications.len()) else { return outcomes };
+        if let Err(error) = &outcomes[first] {
+            let (exchange, messages) = (publications[first].exchange, failed.len());
+            warn!(exchange, messages, "a group of messages failed, publishing them one by one: {error}");
+        }
+        for (position, index) in failed.iter().enumerate() {
+            let alone = std::slice::from_ref(&publications[*index]);
+            let outcome = self.publish_together(alone).await.pop().unwrap_or(Err(PublishError::Nacked));
+            if let Err(error) = &outcome
+                && !error.is_of_the_message()
+            {
+                failed[position..].iter().for_each(|index| outcomes[*index] = Err(error.clone()));
+                break;
+            }
+            outcomes[*index] = outcome;
+        }
+        outcomes
+    }
+
+    /// Publishes on one channel, all at once; returns the outcome of each.
+    async fn publish_together(&self, publications: &[Publication<'_>]) -> Vec<Result<(), PublishError>> {
         let channel = match self.channel().await {
             Ok(channel) => channel,
             Err(error) => {
@@ -179,11 +213,15 @@ impl AmqpPublisher {
         answers: Vec<Option<lapin::Result<Confirmation>>>,
     ) -> Vec<Result<(), PublishError>> {
         let is_blocked = answers.iter().any(Option::is_none) && self.state.lock().await.is_blocked();
+        let is_alone = publications.len() == 1;
         let mut returned = Vec::new();
         let mut outcomes = Vec::with_capacity(answers.len());
         for answer in answers {
             outcomes.push(match answer {
                 None => Err(late(is_blocked)),
+                Some(Err(error)) if is_alone && is_refusal(&error) => {
+                    Err(PublishError::Refused(said(&error)))
+                }
                 Some(Err(error)) => Err(PublishError::Failed(said(&error))),
                 Some(Ok(confirmation)) => {
                     let is_taken = confirmation.is_ack();
@@ -192,18 +230,12 @@ impl AmqpPublisher {
                 }
             });
         }
-        // The client library may hand a returned message to another one's confirm, but to one of the same group.
-        for (publication, outcome) in publications.iter().zip(&mut outcomes) {
-            let is_it = |message: &&BasicReturnMessage| {
-                message.delivery.routing_key.as_str() == publication.routing_key
-                    && message.delivery.data == publication.body
-            };
-            if let Some(message) = returned.iter().find(is_it) {
-                *outcome = Err(PublishError::Returned(message.reply_text.to_string()));
-            }
-        }
+        note_returned(publications, returned.into_iter().map(Returned::from), &mut outcomes);
         let is_doubtful = |outcome: &Result<(), PublishError>| {
-            matches!(outcome, Err(PublishError::Returned(_) | PublishError::Failed(_)))
+            matches!(
+                outcome,
+                Err(PublishError::Returned(_) | PublishError::Refused(_) | PublishError::Failed(_))
+            )
         };
         if outcomes.iter().any(is_doubtful) {
             self.doubt().await;
@@ -226,13 +258,24 @@ impl AmqpPublisher {
     }
 }
 
+/// How many messages from the front of a sequence, whose bodies have these lengths, go out together; at
+/// least one.
+#[must_use]
+pub fn together_count(body_bytes: impl Iterator<Item = usize>) -> usize {
+    let mut total = 0_usize;
+    let fits = body_bytes.take(TOGETHER_MAX).take_while(|bytes| {
+        total = total.saturating_add(*bytes);
+        total <= TOGETHER_BYTES_MAX
+    });
+    fits.count().max(1)
+}
+
 impl Publish for AmqpPublisher {
     fn distrust(&self) {
         self.distrusted.store(true, Ordering::Relaxed);
     }
 
     async fn publish(&self, publication: Publication<'_>) -> Result<(), PublishError> {
-        let alone = std::slice::from_ref(&publication);
         if publication.body.len() <= GROUPED_BODY_BYTES_MAX {
             let (waiting, told) = Waiting::new(&publication);
             if self.group(publication.exchange).send(waiting).is_ok()
@@ -241,7 +284,18 @@ impl Publish for AmqpPublisher {
                 return published;
             }
         }
-        self.publish_together(alone).await.pop().unwrap_or(Err(PublishError::Nacked))
+        self.publish_together(&[publication]).await.pop().unwrap_or(Err(PublishError::Nacked))
+    }
+}
+
+/// Whether the broker closed the channel or the connection because of the one message that was on its way.
+fn is_refusal(error: &lapin::Error) -> bool {
+    let ErrorKind::ProtocolError(error) = error.kind() else { return false };
+    match error.kind() {
+        AMQPErrorKind::Soft(_) => true,
+        // An operator closed the connection, or the broker shuts down.
+        AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED) => false,
+        AMQPErrorKind::Hard(_) => true,
     }
 }
 
