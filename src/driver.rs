@@ -2,6 +2,7 @@
 
 mod batch;
 mod change;
+mod container;
 mod end;
 mod engine;
 mod fleet;
@@ -16,12 +17,12 @@ use tokio::sync::watch;
 
 use crate::action::{Action, DeckyName, Read, Task, Traffic};
 use crate::result::{ContainerProcess, Failure, FailureClass, Outcome, base64_text};
-use crate::subprocess::{CommandLine, Ended, RunCommand};
+use crate::subprocess::{Captured, CommandLine, Ended, RunCommand};
 pub use batch::{Batch, Next, can_share};
 use change::Change;
 use end::Mark;
 pub use engine::engine_hint;
-use engine::is_engine_trouble;
+use engine::{Cause, End};
 pub use fleet::{Listed, Tool, Tools};
 
 /// How much of a stream is kept, in bytes.
@@ -97,6 +98,8 @@ struct Run {
     stdout_truncated: bool,
     stderr: String,
     failure: Option<Failure>,
+    /// Whether the engine or its client did not begin the command.
+    is_refused: bool,
     container_process: Option<ContainerProcess>,
 }
 
@@ -229,6 +232,7 @@ impl<R: RunCommand> Driver<R> {
         }
         argv.push(container.clone());
         argv.extend(inside.argv.iter().map(|word| (*word).to_owned()));
+        let began = Utc::now();
         let running = self.commands.run(CommandLine {
             argv,
             stdin: inside.stdin,
@@ -252,7 +256,9 @@ impl<R: RunCommand> Driver<R> {
             )
         };
         match ended {
-            Some(Ended::Exited { status, stdout, stderr }) => Ok(Run::exited(status, stdout, &stderr.bytes)),
+            Some(Ended::Exited { status, stdout, stderr }) => {
+                Ok(self.exited(&container, began, status, stdout, &stderr.bytes).await)
+            }
             Some(Ended::NotStarted(error)) => Ok(Run::not_started(&self.options.container_cli, &error)),
             Some(Ended::TimedOut) => Ok(Run::timed_out(end_inside().await, self.options.time_max)),
             None => {
@@ -267,7 +273,7 @@ impl Run {
     fn not_started(program: &str, error: &std::io::Error) -> Self {
         let stderr = format!("argv[0] not found: {program}: {error}");
         let failure = Failure::new(FailureClass::Infrastructure, stderr.clone());
-        Self { rc: STATUS_NO_PROGRAM, failure: Some(failure), ..Self::ok(stderr) }
+        Self { rc: STATUS_NO_PROGRAM, failure: Some(failure), is_refused: true, ..Self::ok(stderr) }
     }
 
     fn timed_out(process: ContainerProcess, time_max: Duration) -> Self {
@@ -280,27 +286,31 @@ impl Run {
         }
     }
 
-    fn exited(status: i32, stdout: crate::subprocess::Captured, stderr: &[u8]) -> Self {
-        let mut stderr = String::from_utf8_lossy(stderr).trim().to_owned();
-        // Older docker clients print on standard output why a command could not be started.
-        if matches!(status, 126 | 127) && stderr.is_empty() && stdout.bytes.starts_with(b"OCI runtime") {
-            String::from_utf8_lossy(&stdout.bytes).trim().clone_into(&mut stderr);
-        }
-        let failure = (status != 0).then(|| {
-            let class =
-                if is_engine_trouble(&stderr) { FailureClass::Infrastructure } else { FailureClass::Command };
-            // The last line is the one that says it, in a Python traceback above all.
-            let last = stderr.lines().next_back().unwrap_or_default();
-            let said: String = last.chars().take(STDERR_CHARS_MAX).collect();
-            Failure::new(class, format!("exit status {status}: {}", said.escape_debug()))
-        });
+    /// The run that ended so; `trouble` is the engine's part in it and why.
+    fn exited(end: &End<'_>, stdout: Captured, trouble: Option<(Cause, String)>) -> Self {
+        let is_refused = matches!(trouble, Some((Cause::NotBegun, _)));
+        let failure = match trouble {
+            Some((_, why)) => Some((FailureClass::Infrastructure, why)),
+            None if end.status != 0 => Some((FailureClass::Command, end.said(""))),
+            None => None,
+        };
+        let status = end.status;
+        let failure = failure.map(|(class, why)| Failure::new(class, format!("exit status {status}: {why}")));
         Self {
             rc: status,
             stdout: stdout.bytes,
             stdout_truncated: stdout.truncated,
             failure,
-            ..Self::ok(stderr)
+            is_refused,
+            ..Self::ok(end.stderr.to_string())
         }
+    }
+
+    /// The run of a line of a batch, which the decky alone tells of.
+    fn answered(status: i32, said: &[u8]) -> Self {
+        let said = String::from_utf8_lossy(said);
+        let end = End { status, stderr: said.trim() };
+        Self::exited(&end, Captured::default(), None)
     }
 
     fn ok(stderr: String) -> Self {
@@ -310,11 +320,12 @@ impl Run {
             stdout_truncated: false,
             stderr,
             failure: None,
+            is_refused: false,
             container_process: None,
         }
     }
 
-    /// Null on success, as the seed has it.
+    /// The payload's `stderr`: null on success.
     fn stderr_or_null(&self) -> Value {
         match self.failure {
             None => Value::Null,

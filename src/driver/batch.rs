@@ -7,8 +7,8 @@ use chrono::{DateTime, Utc};
 
 use super::{Aborted, Attempt, Change, Driver, Mark, Run, change, end, script};
 use crate::action::{Action, DeckyName, Task};
-use crate::result::{FailureClass, Outcome};
-use crate::subprocess::{Captured, CommandLine, Dialogue, Ended, RunCommand};
+use crate::result::Outcome;
+use crate::subprocess::{CommandLine, Dialogue, Ended, RunCommand};
 
 /// The largest content that travels in a batch, in bytes: the shell reads its lines byte by byte,
 /// and beyond this that costs more than an exec.
@@ -66,12 +66,16 @@ pub trait Batch: Send {
     fn not_begun(&mut self, ticket: Self::Ticket);
 }
 
-/// How one exec of a batch ended.
+/// The end of an exec that left lines without an answer.
 enum Ending {
     /// The line that was due took longer than it may; it has been ended on both sides.
     TimedOut(Run),
-    /// The exec ended, or its answers made no sense, before this line was answered.
-    Broken(Run),
+    /// The engine or its client did not begin the exec.
+    Refused(Run),
+    /// The container, the engine or its client went away in the middle.
+    CutOff(Run),
+    /// The container is there, but the exec ended or its answers made no sense.
+    Broken,
 }
 
 /// A line of the batch.
@@ -138,6 +142,21 @@ impl<B: Batch> Lines<B> {
         None
     }
 
+    /// Has the lines that were sent and not answered sent again; their answers may have been lost.
+    fn send_again(&mut self) {
+        while let Some(mut line) = self.sent.pop_back() {
+            line.change.may_be_made();
+            self.again.push_front(line);
+        }
+    }
+
+    /// Ends all lines the same way.
+    fn tell_all(&mut self, run: &Run) {
+        while let Some(line) = self.sent.pop_front().or_else(|| self.again.pop_front()) {
+            self.tell(line, run.clone());
+        }
+    }
+
     fn tell(&mut self, line: Line<B::Ticket>, run: Run) {
         let ended = Utc::now();
         let outcome = line.change.outcome(&line.action, run);
@@ -167,7 +186,7 @@ impl<B: Batch> Dialogue for &mut Lines<B> {
         for (status, said) in self.answers.read(output) {
             // A decky that has learnt the code can answer what was never asked.
             let Some(line) = self.sent.pop_front() else { break };
-            self.tell(line, Run::exited(status, Captured::default(), &said));
+            self.tell(line, Run::answered(status, &said));
             self.answered += 1;
         }
         self.answered - before
@@ -177,8 +196,9 @@ impl<B: Batch> Dialogue for &mut Lines<B> {
 impl<R: RunCommand> Driver<R> {
     /// Performs actions of one decky by one exec, in their order, for as long as the batch has any, up to a limit.
     ///
-    /// What hangs is ended and costs the others a fresh exec; what breaks off is tried alone. `Err`
-    /// means that the program stops at once: what was not told of goes back to where it came from.
+    /// A line that hangs is ended and costs the others a fresh exec, and so does one that was due when the
+    /// container went away; one that was due when the exec broke off is tried alone. `Err` means that the
+    /// program stops at once: lines without an outcome go back to where they came from.
     pub async fn perform_batch(&self, batch: impl Batch) -> Result<(), Aborted> {
         let mut lines = Lines::new(batch);
         let mut with_python = true;
@@ -191,31 +211,27 @@ impl<R: RunCommand> Driver<R> {
             let Some(ending) = self.exec_batch(&mut lines, &decky, with_python).await? else {
                 return Ok(());
             };
-            match ending {
+            if let Ending::Refused(run) = &ending
+                && lines.answered == 0
+            {
                 // Without the engine or the container all of them would end the same way.
-                Ending::Broken(run) if lines.answered == 0 && is_infrastructure(&run) => {
-                    while let Some(line) = lines.sent.pop_front().or_else(|| lines.again.pop_front()) {
-                        lines.tell(line, run.clone());
-                    }
-                    return Ok(());
-                }
-                _ => {}
+                lines.tell_all(run);
+                return Ok(());
             }
-            let Some(due) = lines.sent.pop_front() else { continue };
+            let Some(mut due) = lines.sent.pop_front() else { continue };
             match ending {
-                Ending::TimedOut(run) => lines.tell(due, run),
-                Ending::Broken(_) if lines.batch.may_begin(&due.ticket) => {
+                Ending::TimedOut(run) | Ending::Refused(run) | Ending::CutOff(run) => lines.tell(due, run),
+                Ending::Broken if lines.batch.may_begin(&due.ticket) => {
                     // Python may be what cannot be relied on there.
                     with_python = false;
                     lines.began = Utc::now();
+                    due.change.may_be_made();
                     let run = self.change(&due.action, &due.change).await?;
                     lines.tell(due, run);
                 }
-                Ending::Broken(_) => lines.batch.not_begun(due.ticket),
+                Ending::Broken => lines.batch.not_begun(due.ticket),
             }
-            while let Some(line) = lines.sent.pop_back() {
-                lines.again.push_front(line);
-            }
+            lines.send_again();
         }
     }
 
@@ -235,6 +251,7 @@ impl<R: RunCommand> Driver<R> {
         argv.extend(script::batch(with_python).map(ToOwned::to_owned));
         lines.answers = Answers::new(code.as_str());
         lines.answered = 0;
+        let began = Utc::now();
         let command = CommandLine {
             argv,
             stdin: Some(format!("{}\n", code.as_str()).into_bytes()),
@@ -259,23 +276,22 @@ impl<R: RunCommand> Driver<R> {
             }
             Some(_) if lines.sent.is_empty() && lines.again.is_empty() => return Ok(None),
             Some(Ended::NotStarted(error)) => {
-                Ending::Broken(Run::not_started(&self.options.container_cli, &error))
+                Ending::Refused(Run::not_started(&self.options.container_cli, &error))
             }
-            Some(Ended::Exited { status, stdout, stderr }) => {
-                let run = Run::exited(status, stdout, &stderr.bytes);
-                if !is_infrastructure(&run) {
-                    // The line that was due may have left something behind.
-                    end_inside().await;
+            Some(Ended::Exited { status, stderr, .. }) => {
+                match self.broken(&container, began, status, &stderr.bytes).await {
+                    Some(run) if run.is_refused => Ending::Refused(run),
+                    Some(run) => Ending::CutOff(run),
+                    None => {
+                        // The line that was due may have left something behind.
+                        end_inside().await;
+                        Ending::Broken
+                    }
                 }
-                Ending::Broken(run)
             }
         };
         Ok(Some(ending))
     }
-}
-
-fn is_infrastructure(run: &Run) -> bool {
-    run.failure.as_ref().is_some_and(|failure| failure.class == FailureClass::Infrastructure)
 }
 
 /// Reads what a batch prints: for each line what it said, then `<code> <number> <status>`.

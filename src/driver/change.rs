@@ -47,6 +47,15 @@ impl Change {
         Ok(Self { new_body, sha256, expected_sha256 })
     }
 
+    /// From here on an edit also takes its own body for the previous one: it may have been made already.
+    pub fn may_be_made(&mut self) {
+        if let (Some(expected), Some(sha256)) = (&mut self.expected_sha256, &self.sha256)
+            && !expected.contains(sha256.as_str())
+        {
+            *expected = format!("{expected} {sha256}");
+        }
+    }
+
     fn content<'a>(&'a self, action: &'a Action) -> (&'a [u8], Option<&'a Look>) {
         match &action.task {
             Task::File(file) => (&file.content, Some(&file.look)),

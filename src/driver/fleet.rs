@@ -1,5 +1,6 @@
 //! Which deckies the engine has, and whether they have what the actions need.
 
+use super::engine::{Cause, End};
 use super::{Driver, Inside, Run};
 use crate::action::DeckyName;
 use crate::result::{Failure, FailureClass};
@@ -123,7 +124,11 @@ impl<R: RunCommand> Driver<R> {
             time_max: self.options.time_max,
         };
         let run = match self.commands.run(command).await {
-            Ended::Exited { status, stdout, stderr } => Run::exited(status, stdout, &stderr.bytes),
+            Ended::Exited { status, stdout, stderr } => {
+                let said = String::from_utf8_lossy(&stderr.bytes);
+                let end = End::of(status, &said);
+                Run::exited(&end, stdout, (status != 0).then(|| (Cause::NotBegun, end.said(""))))
+            }
             Ended::NotStarted(error) => Run::not_started(&program, &error),
             Ended::TimedOut => {
                 let message = format!("no answer from the engine within {:?}", self.options.time_max);

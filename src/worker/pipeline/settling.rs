@@ -172,7 +172,7 @@ fn log(judged: &Judged, occasion: Occasion) {
                 }
                 Some(failure) => warn!(
                     action.id = %id, action.kind = kind, decky.name = %decky, attempt, duration_ms,
-                    class = failure.class.as_str(), "failed: {}", failure.message
+                    class = failure.class.as_str(), "failed: {:?}", failure.message
                 ),
             }
         }
