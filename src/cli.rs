@@ -3,6 +3,7 @@
 mod check;
 mod config;
 mod dead_letters;
+mod escape;
 mod failed;
 mod generate;
 mod input;

@@ -3,7 +3,8 @@
 use clap::Args;
 use serde_json::json;
 
-use super::output::{Printer, plain};
+use super::escape::plain;
+use super::output::{Printer, say};
 use super::{EXIT_ACTION_FAILED, EXIT_OK, Failed, runtime, worker};
 use crate::action::DeckyName;
 use crate::broker::{BrokerAddress, Permission, State, Topology, inspect, lacking};
@@ -78,7 +79,7 @@ impl Report {
         }
         if self.as_json {
             let line = json!({"status": verdict.as_str(), "check": what, "message": said, "next": next});
-            self.printer.line(&line.to_string());
+            self.printer.json(&line.to_string());
             return;
         }
         self.printer.line(&format!("{:<7}  {:<11}  {}", verdict.as_str(), what, plain(said)));
@@ -107,7 +108,7 @@ impl Report {
 
     fn end(self) -> Result<u8, Failed> {
         let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-        eprintln!("{}, {}", count(self.failures, "failure"), count(self.warnings, "warning"));
+        say(format_args!("{}, {}", count(self.failures, "failure"), count(self.warnings, "warning")));
         self.printer.end()?;
         Ok(if self.failures == 0 { EXIT_OK } else { EXIT_ACTION_FAILED })
     }

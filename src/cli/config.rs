@@ -173,7 +173,7 @@ pub fn run(
     if options.json {
         let settings =
             rows.into_iter().map(|(name, value, source)| (name, json!({"value": value, "source": source})));
-        printer.line(&serde_json::Value::Object(settings.collect()).to_string());
+        printer.json(&serde_json::Value::Object(settings.collect()).to_string());
     } else {
         let rows = rows.into_iter().map(|(name, value, source)| vec![name, value, source]);
         printer.line(table(&["SETTING", "VALUE", "FROM"], rows).trim_end());

@@ -1,6 +1,7 @@
 //! `deckswain dead-letters`: looking into the dead letters, and doing something about them.
 
 mod act;
+mod body;
 mod letter;
 mod select;
 
@@ -11,7 +12,8 @@ use clap::{Args, Subcommand};
 use self::act::{Deed, act};
 use self::letter::Letter;
 use self::select::Selection;
-use super::output::{Printer, plain, table};
+use super::escape::cell;
+use super::output::{Printer, say, table};
 use super::{BrokerSettings, EXIT_ACTION_FAILED, EXIT_OK, Failed, runtime};
 use crate::broker::{AmqpSettle, Delivery, Queue, QueueWalk, Topology};
 
@@ -154,11 +156,13 @@ async fn list(options: &ListOptions) -> Result<u8, Failed> {
 fn print(letters: &[Letter], as_json: bool) -> Result<(), Failed> {
     let mut printer = Printer::default();
     if as_json {
-        letters.iter().for_each(|letter| printer.line(&letter.to_json().to_string()));
+        letters.iter().for_each(|letter| printer.json(&letter.to_json().to_string()));
     } else if letters.is_empty() {
-        eprintln!("no dead letters");
+        say("no dead letters");
     } else {
-        printer.line(table(&Letter::HEAD, letters.iter().map(Letter::row)).trim_end());
+        let cells = |letter: &Letter| letter.row().iter().map(|text| cell(text)).collect();
+        let rows = letters.iter().map(cells);
+        printer.line(table(&Letter::HEAD, rows).trim_end());
     }
     printer.end()
 }
@@ -167,24 +171,20 @@ async fn show(options: &ShowOptions) -> Result<u8, Failed> {
     let mut found = Vec::new();
     look(&options.broker, |letter, delivery| {
         if letter.action_id == options.id {
-            found.push(if options.json {
-                letter.to_json_whole(&delivery).to_string()
-            } else {
-                letter.text(&delivery)
-            });
+            found.push(if options.json { letter.to_json_whole(&delivery) } else { letter.text(&delivery) });
         }
     })
     .await?;
     if found.is_empty() {
         return Err(Failed::new(
             EXIT_ACTION_FAILED,
-            format!("there is no dead letter of action {}", plain(&options.id)),
+            format!("there is no dead letter of action {}", options.id),
         )
         .why("it was replayed or discarded, or has not died")
         .hint("`deckswain dead-letters list`"));
     }
     let mut printer = Printer::default();
-    found.iter().for_each(|text| printer.line(text));
+    found.iter().for_each(|text| if options.json { printer.json(text) } else { printer.line(text) });
     printer.end().map(|()| EXIT_OK)
 }
 
@@ -194,7 +194,7 @@ async fn export(options: &ExportOptions) -> Result<u8, Failed> {
         if options.selection.wants(&letter) && exported < options.selection.limit() {
             match letter.to_submit(&delivery) {
                 Some(body) => {
-                    printer.line(&body);
+                    printer.json(&body);
                     exported += 1;
                 }
                 None => left += 1,
@@ -203,7 +203,7 @@ async fn export(options: &ExportOptions) -> Result<u8, Failed> {
     })
     .await?;
     printer.end()?;
-    eprintln!("exported {exported}");
+    say(format_args!("exported {exported}"));
     if left > 0 {
         return Err(Failed::new(EXIT_ACTION_FAILED, format!("{left} dead letters were left out"))
             .why("they are no JSON objects, so `submit` could not read them")

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use super::output::say;
 use super::{EXIT_BROKER, EXIT_INTERNAL, EXIT_USAGE};
 use crate::broker::BrokerError;
 
@@ -59,12 +60,12 @@ impl Failed {
 
     /// Says it on standard error: a line for what, why, and what to try.
     pub(super) fn say(&self) {
-        eprintln!("error: {}", self.what);
+        say(format_args!("error: {}", self.what));
         if let Some(why) = &self.why {
-            eprintln!("  why: {why}");
+            say(format_args!("  why: {why}"));
         }
         if let Some(hint) = &self.hint {
-            eprintln!("  try: {hint}");
+            say(format_args!("  try: {hint}"));
         }
     }
 }

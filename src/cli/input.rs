@@ -83,7 +83,7 @@ pub fn with_content_bytes(text: &str, path: &Path) -> Result<String, Failed> {
     }
 }
 
-/// Gives a JSON object those of the fields that it does not have; anything else stays as it is.
+/// Gives a JSON object those of the string fields that it does not have; anything else stays as it is.
 pub fn with_fields<V: FnOnce() -> String, const N: usize>(text: &str, fields: [(&str, V); N]) -> String {
     let Ok(object) = serde_json::from_str::<HashMap<Cow<'_, str>, IgnoredAny>>(text) else {
         return text.to_owned();
@@ -94,7 +94,8 @@ pub fn with_fields<V: FnOnce() -> String, const N: usize>(text: &str, fields: [(
         if !object.contains_key(name) {
             let rest = text.trim_start().trim_start_matches('{').trim_start();
             let comma = if is_empty { "" } else { "," };
-            text = format!("{{\"{name}\":\"{}\"{comma}{rest}", value());
+            let value = serde_json::Value::from(value());
+            text = format!("{{\"{name}\":{value}{comma}{rest}");
             is_empty = false;
         }
     }
@@ -110,6 +111,7 @@ mod tests {
         let value = || "1".to_owned();
         let given = |text: &str| with_fields(text, [("a", value), ("b", value)]);
         assert_eq!(given(r#" { "b" : 0.10, "c":[] }"#), r#"{"a":"1","b" : 0.10, "c":[] }"#);
+        assert_eq!(with_fields("{}", [("a", || "\",\"kind\":\"".to_owned())]), r#"{"a":"\",\"kind\":\""}"#);
         assert_eq!(given("{ }"), r#"{"b":"1","a":"1"}"#);
         assert_eq!(given("[1]"), "[1]");
         assert_eq!(given(r#"{"a":1,"b":2}"#), r#"{"a":1,"b":2}"#);

@@ -1,11 +1,13 @@
 //! What goes to a terminal or a pipe.
 
+use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Failed;
+use super::escape::{self, plain};
 
 /// Data on standard output, a line at a time; silent once a write has failed.
 #[derive(Debug, Default)]
@@ -21,6 +23,14 @@ impl Printer {
 
     pub fn line(&mut self, line: &str) {
         self.write(&[line.as_bytes(), b"\n"].concat());
+    }
+
+    /// A line of JSON. A program gets it as it is; on a terminal nothing in it steers or hides.
+    pub fn json(&mut self, line: &str) {
+        match io::stdout().is_terminal() {
+            true => self.line(&escape::json(line)),
+            false => self.line(line),
+        }
     }
 
     pub fn write(&mut self, bytes: &[u8]) {
@@ -39,6 +49,16 @@ impl Printer {
             _ => Ok(()),
         }
     }
+}
+
+/// A line for a person, on standard error.
+pub fn say(line: impl Display) {
+    eprintln!("{}", plain(&line.to_string()));
+}
+
+/// The same without an end of the line, for an answer to follow.
+pub fn ask(question: &str) {
+    eprint!("{}", plain(question));
 }
 
 /// A bar on standard error where that is a terminal; nothing elsewhere.
@@ -60,7 +80,7 @@ pub fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Stri
         .set_content_arrangement(ContentArrangement::Disabled)
         .set_header(head);
     for row in rows {
-        table.add_row(row.iter().map(|cell| plain(cell)));
+        table.add_row(row.iter().map(|text| plain(text)));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -68,30 +88,9 @@ pub fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Stri
     table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
-/// What comes out of a decky is hostile: nothing in it may steer a terminal.
-pub fn plain(text: &str) -> String {
-    text.chars()
-        .flat_map(|character| match is_harmless(character) {
-            true => vec![character],
-            false => character.escape_unicode().collect(),
-        })
-        .collect()
-}
-
-/// Marks that turn the direction of writing hide text as well as control characters do.
-fn is_harmless(character: char) -> bool {
-    !character.is_control()
-        && !matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nothing_in_a_cell_steers_the_terminal() {
-        assert_eq!(plain("a\u{1b}[2J\n\u{202e}b é"), "a\\u{1b}[2J\\u{a}\\u{202e}b é");
-    }
 
     #[test]
     fn a_table_has_straight_columns_and_no_trailing_blanks() {

@@ -6,7 +6,8 @@ use clap::builder::PossibleValuesParser;
 use globset::GlobMatcher;
 use serde_json::Value;
 
-use super::output::{Printer, plain};
+use super::escape::cell;
+use super::output::{Printer, say};
 use super::settings::glob;
 use super::{BrokerSettings, EXIT_OK, Failed, runtime};
 use crate::backoff::Backoff;
@@ -77,23 +78,23 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
         loop {
             match ResultsTap::open(&options.broker.broker, &topology, &options.routing_key()).await {
                 Ok(tap) => {
-                    eprintln!(
+                    say(format_args!(
                         "{} {}",
                         if seen_once { "watching again" } else { "watching" },
                         topology.results
-                    );
+                    ));
                     if !seen_once && !options.json {
                         printer.line(&line(["TIME", "KIND", "DECKY", "OUTCOME", "MS", "WHAT"]));
                     }
                     (seen_once, said, backoff) = (true, false, Backoff::default());
                     match watch(tap, options, &mut printer, &mut left).await {
                         Ok(()) => return printer.end().map(|()| EXIT_OK),
-                        Err(error) => eprintln!("{error}; connecting again"),
+                        Err(error) => say(format_args!("{error}; connecting again")),
                     }
                 }
                 Err(error) if !seen_once => return Err(error.into()),
                 Err(error) if !said => {
-                    eprintln!("{error}; trying again until the broker answers");
+                    say(format_args!("{error}; trying again until the broker answers"));
                     said = true;
                 }
                 Err(_) => {}
@@ -113,8 +114,10 @@ async fn watch(
         let body = tap.next().await?;
         let Ok(result) = serde_json::from_slice::<Value>(&body) else { continue };
         if options.wants(&result) {
-            let text = if options.json { String::from_utf8_lossy(&body).into_owned() } else { row(&result) };
-            printer.line(&text);
+            match options.json {
+                true => printer.json(&String::from_utf8_lossy(&body)),
+                false => printer.line(&row(&result)),
+            }
             *left -= 1;
         }
     }
@@ -145,6 +148,6 @@ fn row(result: &Value) -> String {
 
 /// Columns of a width that most values fit, since what is still to come cannot be measured.
 fn line(cells: [&str; 6]) -> String {
-    let [time, kind, decky, outcome, ms, what] = cells.map(plain);
+    let [time, kind, decky, outcome, ms, what] = cells.map(cell);
     format!("{time:<8}  {kind:<7}  {decky:<16}  {outcome:<14}  {ms:>6}  {what}")
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use tokio::sync::watch;
 
 use super::input::{read_input, split, with_action_id};
-use super::output::Printer;
+use super::output::{Printer, say};
 use super::{DriverSettings, EXIT_ACTION_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Failed, runtime};
 use crate::action::{Action, DecodeOptions};
 use crate::driver::{Attempt, engine_hint};
@@ -64,12 +64,12 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
                 Some(result) => serde_json::to_string(result)
                     .map_err(|error| Failed::internal("failed to write a result as JSON").why(error))?,
                 None => {
-                    eprintln!("error: {message}");
+                    say(format_args!("error: {message}"));
                     status = EXIT_USAGE;
                     continue;
                 }
             };
-            printer.line(&line);
+            printer.json(&line);
             match result.and_then(|result| result.failure) {
                 None => {}
                 Some(failure) if failure.class == FailureClass::Invalid => status = EXIT_USAGE,

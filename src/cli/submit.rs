@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::input::{read_input, split, with_action_id_and_issued_at, with_content_bytes};
-use super::output::{Printer, progress_bar};
+use super::output::{Printer, progress_bar, say};
 use super::settings::duration;
 use super::{BrokerSettings, EXIT_ACTION_FAILED, EXIT_BROKER, EXIT_OK, Failed, runtime};
 use crate::action::{Action, CONTENT_BYTES_LIMIT, DecodeOptions};
@@ -75,16 +75,16 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
         let total = actions.len();
         let refused = publish_all(&publisher, &topology, &actions, |action| {
             if !options.wait {
-                printer.line(&json!({"action_id": action.id, "issued_at": action.issued_at}).to_string());
+                printer.json(&json!({"action_id": action.id, "issued_at": action.issued_at}).to_string());
             }
         })
         .await;
         publisher.close().await;
         for (id, why) in &refused {
-            eprintln!("error: not taken: {id}: {why}");
+            say(format_args!("error: not taken: {id}: {why}"));
             open.remove(id);
         }
-        eprintln!("submitted {} of {total}", total - refused.len());
+        say(format_args!("submitted {} of {total}", total - refused.len()));
         let waited = match tap {
             Some(tap) if !open.is_empty() => wait(tap, open, options.wait_timeout, &mut printer).await?,
             _ => EXIT_OK,
@@ -122,7 +122,7 @@ fn read_actions(options: &Options) -> Result<Vec<Ready>, Failed> {
                 ready.push(Ready { id: action.id, issued_at, routing_key, body });
             }
             Err(invalid) => {
-                eprintln!("error: action {}: {invalid}", index + 1);
+                say(format_args!("error: action {}: {invalid}", index + 1));
                 flaws += 1;
             }
         }
@@ -227,13 +227,13 @@ async fn wait(
             failed += 1
         }
         progress.inc(1);
-        progress.suspend(|| printer.line(&String::from_utf8_lossy(&body)));
+        progress.suspend(|| printer.json(&String::from_utf8_lossy(&body)));
     }
     progress.finish_and_clear();
     tap.close().await;
     for id in &open {
-        eprintln!("error: no result of {id} within {}", humantime::format_duration(time_max));
+        say(format_args!("error: no result of {id} within {}", humantime::format_duration(time_max)));
     }
-    eprintln!("{succeeded} succeeded, {failed} failed, {} without a result", open.len());
+    say(format_args!("{succeeded} succeeded, {failed} failed, {} without a result", open.len()));
     Ok(if failed == 0 && open.is_empty() { EXIT_OK } else { EXIT_ACTION_FAILED })
 }

@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
-use super::output::{Printer, table};
+use super::output::{Printer, say, table};
 use super::settings::{LayoutSettings, RetrySettings};
 use super::{BrokerSettings, EXIT_ACTION_FAILED, EXIT_OK, Failed, runtime};
 use crate::broker::{Argument, State, Topology, inspect};
@@ -72,7 +72,7 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
     if options.json {
         for ((name, what, arguments, bound), state) in rows {
             let line = json!({"name": name, "type": what, "arguments": arguments, "bound_to": bound, "state": state});
-            printer.line(&line.to_string());
+            printer.json(&line.to_string());
         }
     } else {
         let rows =
@@ -80,14 +80,14 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
         printer.line(table(&["NAME", "TYPE", "STATE", "BOUND TO", "ARGUMENTS"], rows).trim_end());
     }
     if states.iter().any(|state| matches!(state, State::Differs(_))) {
-        eprintln!(
+        say(format_args!(
             "what differs cannot be changed in place: empty it, delete it (`rabbitmqctl delete_queue NAME`), then `deckswain topology --declare`; or choose another --prefix"
-        );
+        ));
     } else if states.contains(&State::Missing) {
-        eprintln!("what is missing comes with `deckswain topology --declare`, or when a worker starts");
+        say("what is missing comes with `deckswain topology --declare`, or when a worker starts");
     }
     if states.contains(&State::NotCompared) {
-        eprintln!("the broker compares arguments only for a user with the configure permission");
+        say("the broker compares arguments only for a user with the configure permission");
     }
     printer.end()?;
     let is_well = |state: &State| matches!(state, State::Same | State::NotCompared);

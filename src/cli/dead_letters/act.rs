@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::RandomState;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::broker::{
     AmqpPublisher, BrokerError, Properties, Publication, PublishError, QueueWalk, Settle as _, Topology,
     together_count,
 };
-use crate::cli::output::{plain, progress_bar};
+use crate::cli::output::{ask, progress_bar, say};
 use crate::cli::{BrokerSettings, EXIT_BROKER, EXIT_OK, Failed};
 
 /// How many letters wait for the deed at most, beyond those that it is being done for.
@@ -77,7 +77,7 @@ pub async fn act(options: &ActOptions, rate: Option<NonZeroU32>, deed: Deed) -> 
     let total = letters.len();
     if options.dry_run {
         print(&letters, false)?;
-        eprintln!("would {verb} {total}");
+        say(format_args!("would {verb} {total}"));
         return Ok(EXIT_OK);
     }
     if total > 1 && !options.yes {
@@ -98,7 +98,7 @@ pub async fn act(options: &ActOptions, rate: Option<NonZeroU32>, deed: Deed) -> 
         doing.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
     // What was not acked goes back; a broker that is gone gives it back by itself.
     let closed = walk.end(u32::try_from(done).unwrap_or(u32::MAX)).await;
-    eprintln!("{verb}: {done} of {total} done");
+    say(format_args!("{verb}: {done} of {total} done"));
     if let Some(why) = trouble {
         return Err(Failed::new(EXIT_BROKER, format!("the {verb} stopped"))
             .why(why)
@@ -106,7 +106,7 @@ pub async fn act(options: &ActOptions, rate: Option<NonZeroU32>, deed: Deed) -> 
     }
     let left = read?;
     if left > 0 {
-        eprintln!("{left} were gone before their turn: another command took them");
+        say(format_args!("{left} were gone before their turn: another command took them"));
     }
     closed?;
     match left_out {
@@ -179,7 +179,7 @@ async fn do_some(deed: &Deed, letters: Vec<DeadLetter>, so_far: &mut Done, progr
             Ok(()) => drop(acks.spawn(letter.settle.ack())),
             Err(why) if why.is_of_the_message() => {
                 let id = Letter::of(&letter).action_id;
-                progress.suspend(|| eprintln!("error: left where it is: {}: {why}", plain(&id)));
+                progress.suspend(|| say(format_args!("error: left where it is: {id}: {why}")));
                 so_far.left_out.get_or_insert(why.to_string());
             }
             Err(why) => drop(so_far.trouble.get_or_insert(why.to_string())),
@@ -202,10 +202,9 @@ fn confirm(verb: &str, count: usize) -> Result<(), Failed> {
             .why(format!("this would {verb} {count} dead letters, and there is nobody to ask"))
             .hint("--yes, or first --dry-run"));
     }
-    eprint!("{verb} {count} dead letters? [y/N] ");
+    ask(&format!("{verb} {count} dead letters? [y/N] "));
     let mut answer = String::new();
-    let asked = std::io::stderr().flush().and_then(|()| std::io::stdin().read_line(&mut answer));
-    match asked {
+    match std::io::stdin().read_line(&mut answer) {
         Ok(_) if matches!(answer.trim(), "y" | "Y" | "yes") => Ok(()),
         _ => Err(Failed::usage("nothing was done").why("the answer was not yes")),
     }

@@ -6,14 +6,15 @@ use std::hash::{BuildHasher as _, RandomState};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
-use super::DeadLetter;
+use super::{DeadLetter, body};
 use crate::action::Glance;
 use crate::broker::{
     Death, HEADER_ATTEMPT, HEADER_DELAY, HEADER_FIRST_SEEN, HEADER_REPLAYS, HeaderValue, Properties,
 };
+use crate::cli::escape::{self, plain};
 use crate::cli::input::with_fields;
-use crate::cli::output::plain;
 use crate::result::base64_text;
 
 /// The headers that a worker writes on a dead letter, without `x-deckswain-`.
@@ -108,16 +109,18 @@ impl Letter {
         })
     }
 
-    /// With the headers and the body.
-    pub fn to_json_whole(&self, delivery: &DeadLetter) -> Value {
+    /// One line of JSON with the headers and the body, whose text stays as it came.
+    pub fn to_json_whole(&self, delivery: &DeadLetter) -> String {
         let mut whole = self.to_json();
         let headers = delivery.properties.headers.iter().map(|(name, value)| (name.clone(), value.to_json()));
         whole["headers"] = Value::Object(headers.collect());
-        match serde_json::from_slice::<Value>(&delivery.body) {
-            Ok(body) => whole["body"] = body,
-            Err(_) => whole["body_base64"] = base64_text(&delivery.body).into(),
-        }
-        whole
+        let (name, body) = match json_of(delivery) {
+            Some(body) => ("body", body::in_one_line(body)),
+            None => ("body_base64", Value::from(base64_text(&delivery.body)).to_string()),
+        };
+        let whole = whole.to_string();
+        let fields = whole.strip_suffix('}').unwrap_or(&whole);
+        format!("{fields},\"{name}\":{body}}}")
     }
 
     /// The same for a person.
@@ -133,25 +136,31 @@ impl Letter {
             let _ = writeln!(text, "  {}: {}", plain(name), plain(&value.to_json().to_string()));
         }
         text.push_str("body\n");
-        let body = match serde_json::from_slice::<Value>(&delivery.body) {
-            Ok(body) => format!("{body:#}"),
-            Err(_) => String::from_utf8_lossy(&delivery.body).into_owned(),
-        };
-        for line in body.lines() {
-            let _ = writeln!(text, "  {}", plain(line));
+        match json_of(delivery) {
+            Some(body) => body::in_lines(body).lines().for_each(|line| {
+                let _ = writeln!(text, "  {}", escape::json(line));
+            }),
+            None => String::from_utf8_lossy(&delivery.body).lines().for_each(|line| {
+                let _ = writeln!(text, "  {}", plain(line));
+            }),
         }
         text.trim_end().to_owned()
     }
 
     /// The action as `submit` reads it; `None` where the body is no JSON object.
     pub fn to_submit(&self, delivery: &DeadLetter) -> Option<String> {
-        let body: &RawValue = serde_json::from_slice(&delivery.body).ok()?;
-        let is_object = body.get().starts_with('{');
-        is_object.then(|| match self.action_id.is_empty() {
-            true => body.get().to_owned(),
-            false => with_fields(body.get(), [("action_id", || self.action_id.clone())]),
+        let body = json_of(delivery).filter(|body| body.starts_with('{'))?;
+        Some(match Uuid::try_parse(&self.action_id) {
+            // An id that no action can have would make the whole input invalid; `submit` draws another.
+            Err(_) => body.to_owned(),
+            Ok(_) => with_fields(body, [("action_id", || self.action_id.clone())]),
         })
     }
+}
+
+/// The body where it is JSON, without the blanks around it.
+fn json_of(delivery: &DeadLetter) -> Option<&str> {
+    serde_json::from_slice::<&RawValue>(&delivery.body).ok().map(RawValue::get)
 }
 
 fn ours<'a>(properties: &'a Properties, name: &str) -> Option<&'a HeaderValue> {
