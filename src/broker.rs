@@ -87,6 +87,9 @@ pub struct Properties {
     pub headers: BTreeMap<String, HeaderValue>,
     /// The latest of the broker's own dead-letterings, from its `x-death` header; never written.
     pub death: Option<Death>,
+    /// Why the properties are not as they were published, where they are not: some cannot be read here.
+    /// Such a message is never published anew, as that would change it.
+    pub unreadable: Option<String>,
 }
 
 /// How the broker itself dead-lettered a message.
@@ -254,6 +257,8 @@ pub trait Settle: Send + Sync + 'static {
     fn crowd(&self) -> Crowd;
     /// Tells the broker that it may forget the message.
     fn ack(self) -> impl Future<Output = Result<(), BrokerError>> + Send;
+    /// Has the broker itself dead-letter the message, unchanged.
+    fn reject(self) -> impl Future<Output = Result<(), BrokerError>> + Send;
 }
 
 /// The seam on which deliveries come in.

@@ -4,6 +4,7 @@ mod consumer;
 mod convert;
 mod declare;
 mod group;
+mod guard;
 mod inspect;
 mod permissions;
 mod publisher;
@@ -28,6 +29,7 @@ use declare::{
     bind_exchanges, bring_about, declare, declare_exchange, declare_outgoing, declare_queue,
     passive_exchange, take_over,
 };
+use guard::{Flaws, GuardedReactor};
 pub use inspect::{State, inspect};
 pub use permissions::{Lacking, Permission, lacking};
 pub use publisher::{AmqpPublisher, together_count};
@@ -187,15 +189,21 @@ fn explain_io(what: String, error: &std::io::Error) -> BrokerError {
 
 /// Opens one connection; `Err` tells what cannot get better by waiting from what can.
 async fn open(url: &str, name: &str) -> Result<Connection, BrokerError> {
+    open_to_read(url, name).await.map(|(connection, _)| connection)
+}
+
+/// Opens one, and tells which of its deliveries are not as they were published, as they cannot be read.
+async fn open_to_read(url: &str, name: &str) -> Result<(Connection, Flaws), BrokerError> {
     let mut uri = parse(url)?;
     uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
-    uri.query.frame_max.get_or_insert(FRAME_BYTES_MAX);
+    let frame_bytes_max = *uri.query.frame_max.get_or_insert(FRAME_BYTES_MAX);
+    let flaws = Flaws::default();
     let what = format!("connect to the broker at {}:{}", uri.authority.host, uri.authority.port);
     let properties = ConnectionProperties::default()
         .with_connection_name(name.into())
         .with_executor(tokio_executor_trait::Tokio::current())
-        .with_reactor(tokio_reactor_trait::Tokio::current());
-    answer(&what, Connection::connect_uri(uri, properties)).await
+        .with_reactor(GuardedReactor::new(frame_bytes_max, flaws.clone()));
+    Ok((answer(&what, Connection::connect_uri(uri, properties)).await?, flaws))
 }
 
 /// What a broker's URL says, but for the password.

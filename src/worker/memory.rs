@@ -47,13 +47,12 @@ impl Answer {
         Properties {
             correlation_id: Some(correlation_id),
             message_id: Some(id),
-            reply_to: None,
             content_type: Some("application/json".to_owned()),
             message_type: Some("activity.result".to_owned()),
             app_id: Some("deckswain".to_owned()),
             timestamp: Some(self.finished_at),
             headers: traceparent.into_iter().collect(),
-            death: None,
+            ..Properties::default()
         }
     }
 }

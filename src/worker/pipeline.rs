@@ -1,6 +1,7 @@
 //! From a delivery to a run, or to an answer without one.
 
 mod settling;
+mod unreadable;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};

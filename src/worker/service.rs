@@ -183,6 +183,10 @@ impl<R: RunCommand> Service<R> {
                 }
                 next = consumer.next() => {
                     let (queue, delivery) = next?;
+                    if delivery.properties.unreadable.is_some() {
+                        pipeline.reject_unreadable(delivery, self.lanes.alive());
+                        continue;
+                    }
                     match self.intake.admit(&queue, delivery, consumer).await? {
                         Some(Admitted::Run(delivery)) => self.begin(delivery),
                         Some(Admitted::Bury(delivery)) => pipeline.bury(delivery, self.lanes.alive()),

@@ -98,6 +98,10 @@ mod tests {
         async fn ack(self) -> Result<(), BrokerError> {
             Ok(())
         }
+
+        async fn reject(self) -> Result<(), BrokerError> {
+            Ok(())
+        }
     }
 
     fn delivery(routing_key: &str, delivered_before: i64) -> Delivery<Nothing> {

@@ -6,6 +6,7 @@ pub mod engine;
 pub mod faults;
 pub mod own_broker;
 pub mod proxy;
+pub mod raw;
 pub mod tool;
 
 use std::io::{BufRead as _, BufReader, Write as _};

@@ -6,19 +6,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_lite::StreamExt as _;
 use lapin::options::{
-    BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
-use lapin::types::FieldTable;
+use lapin::types::{ChannelId, DeliveryTag, FieldTable};
 use lapin::{Channel, Connection, Consumer};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::settle::{AmqpSettle, Life, Source, delivery_from};
 use super::{
-    ANSWER_TIME_MAX, CHECK_TIME_MAX, NOT_FOUND, RESOURCE_LOCKED, answer, away, bind_exchanges, bring_about,
-    declare, explain, no_answer, open, reply_code, said, take_over,
+    ANSWER_TIME_MAX, CHECK_TIME_MAX, Flaws, NOT_FOUND, RESOURCE_LOCKED, answer, away, bind_exchanges,
+    bring_about, declare, explain, no_answer, open_to_read, reply_code, said, take_over,
 };
 use crate::broker::{BrokerError, Consume, Delivery, Layout, Queue, Topology};
 
@@ -28,6 +29,8 @@ use crate::broker::{BrokerError, Consume, Delivery, Layout, Queue, Topology};
 /// connection that publishes as a whole, acks on it too.
 pub struct AmqpConsumer {
     connection: Connection,
+    /// The deliveries whose properties cannot be read.
+    flaws: Flaws,
     /// For what is asked beside the deliveries.
     asking: Channel,
     /// A queue that is there as long as the topology is.
@@ -38,8 +41,8 @@ pub struct AmqpConsumer {
     is_exclusive: bool,
     /// Told when a queue that was given up is free for others.
     freed: Arc<Notify>,
-    /// Counted by the other workers for as long as it is there.
-    presence: Option<Consumer>,
+    /// Holds the consumer that the other workers count.
+    presence: Option<JoinHandle<()>>,
     feeds: HashMap<String, Feed>,
     sender: mpsc::UnboundedSender<Event>,
     events: mpsc::UnboundedReceiver<Event>,
@@ -72,13 +75,13 @@ pub struct Depth {
 impl AmqpConsumer {
     /// Connects and brings about what the topology names; nothing is consumed yet.
     pub async fn connect(url: &str, topology: &Topology) -> Result<Self, BrokerError> {
-        let connection = open(url, "deckswain consume").await?;
+        let (connection, flaws) = open_to_read(url, "deckswain consume").await?;
         declare(&connection, topology).await?;
         bind_exchanges(&connection, topology).await?;
-        take_over(&connection, topology).await?;
+        take_over(&connection, topology, &flaws).await?;
         let asking = answer("open a channel", connection.create_channel()).await?;
         let presence = match topology.workers_queue() {
-            Some(queue) => Some(consume(&asking, &queue.name).await?),
+            Some(queue) => Some(tokio::spawn(be_present(consume(&asking, &queue.name).await?))),
             None => None,
         };
         let landmark = match topology.layout {
@@ -88,7 +91,7 @@ impl AmqpConsumer {
         let (sender, events) = mpsc::unbounded_channel();
         let feeds = HashMap::new();
         let (is_exclusive, freed) = (topology.layout != Layout::Shared, Arc::default());
-        Ok(Self { connection, asking, landmark, is_exclusive, freed, presence, feeds, sender, events })
+        Ok(Self { connection, flaws, asking, landmark, is_exclusive, freed, presence, feeds, sender, events })
     }
 
     /// Declares a queue and binds it.
@@ -106,7 +109,7 @@ impl AmqpConsumer {
         let consumer = consume(&channel, queue).await?;
         let (source, cancelling) = (Source::new(prefetch), Arc::new(AtomicBool::new(false)));
         let tag = consumer.tag().to_string();
-        let forwarding = self.forward(queue, consumer, &source, &cancelling);
+        let forwarding = self.forward(queue, channel.id(), consumer, &source, &cancelling);
         let feed = Feed { channel, tag, source, cancelling, forwarding };
         self.feeds.insert(queue.to_owned(), feed);
         Ok(true)
@@ -133,12 +136,15 @@ impl AmqpConsumer {
     fn forward(
         &self,
         queue: &str,
+        channel: ChannelId,
         consumer: Consumer,
         source: &Arc<Source>,
         cancelling: &Arc<AtomicBool>,
     ) -> JoinHandle<()> {
         let (queue, source, cancelling) = (Arc::from(queue), source.clone(), cancelling.clone());
-        tokio::spawn(forward(queue, consumer, source, cancelling, self.sender.clone()))
+        let (flaws, events) = (self.flaws.clone(), self.sender.clone());
+        let flaw_of = move |tag| flaws.take(channel, tag);
+        tokio::spawn(forward(queue, consumer, flaw_of, source, cancelling, events))
     }
 
     /// Asks for up to `prefetch` deliveries of an open queue at once from here on.
@@ -154,7 +160,7 @@ impl AmqpConsumer {
         let consumer = consume(&feed.channel, queue).await?;
         feed.tag = consumer.tag().to_string();
         feed.source.prefetch.store(prefetch.into(), Ordering::Relaxed);
-        feed.forwarding = self.forward(queue, consumer, &feed.source, &feed.cancelling);
+        feed.forwarding = self.forward(queue, feed.channel.id(), consumer, &feed.source, &feed.cancelling);
         self.feeds.insert(queue.to_owned(), feed);
         Ok(())
     }
@@ -229,7 +235,9 @@ impl AmqpConsumer {
         let closing = self.feeds.into_iter().map(|(queue, feed)| async move { feed.close(&queue).await });
         let mut closing: tokio::task::JoinSet<()> = closing.collect();
         while closing.join_next().await.is_some() {}
-        drop(self.presence);
+        if let Some(presence) = self.presence {
+            presence.abort();
+        }
         let _ = timeout(ANSWER_TIME_MAX, self.connection.close(200, "done")).await;
     }
 }
@@ -284,10 +292,22 @@ async fn consume(channel: &Channel, queue: &str) -> Result<Consumer, BrokerError
     answer(&format!("consume from {queue}"), consume).await
 }
 
+/// Consumes from the queue that workers are counted by; it is to hold no message, so any is removed.
+async fn be_present(mut consumer: Consumer) {
+    let mut is_told = false;
+    while let Some(Ok(message)) = consumer.next().await {
+        if !std::mem::replace(&mut is_told, true) {
+            warn!(queue = %consumer.queue(), "removing messages: nothing reads them from this queue");
+        }
+        let _ = message.ack(BasicAckOptions::default()).await;
+    }
+}
+
 /// Hands on what a consumer gets, until it ends.
 async fn forward(
     queue: Arc<str>,
     mut consumer: Consumer,
+    flaw_of: impl Fn(DeliveryTag) -> Option<String>,
     source: Arc<Source>,
     cancelling: Arc<AtomicBool>,
     events: mpsc::UnboundedSender<Event>,
@@ -295,10 +315,11 @@ async fn forward(
     let error = loop {
         match consumer.next().await {
             Some(Ok(delivery)) => {
+                let flaw = flaw_of(delivery.delivery_tag);
                 // Of a queue that is given up nothing more is begun.
                 if source.is(Life::Current) {
-                    let _ = events
-                        .send(Event::Delivery(queue.clone(), Box::new(delivery_from(delivery, &source))));
+                    let delivery = Box::new(delivery_from(delivery, &source, flaw));
+                    let _ = events.send(Event::Delivery(queue.clone(), delivery));
                 }
             }
             Some(Err(error)) => break away("lost the consumer", said(&error), "is the broker up?"),

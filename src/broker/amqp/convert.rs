@@ -39,6 +39,7 @@ pub fn properties_from(from: &BasicProperties) -> Properties {
         timestamp: from.timestamp().and_then(|t| DateTime::from_timestamp(i64::try_from(t).ok()?, 0)),
         headers: headers.collect(),
         death: from.headers().as_ref().and_then(death_from),
+        unreadable: None,
     }
 }
 

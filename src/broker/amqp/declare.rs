@@ -3,16 +3,17 @@
 use std::future::Future;
 
 use lapin::options::{
-    BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeBindOptions,
-    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicGetOptions, BasicPublishOptions, BasicRejectOptions, ConfirmSelectOptions,
+    ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::publisher_confirm::Confirmation;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, ExchangeKind};
 use tokio::time::timeout;
+use tracing::warn;
 
 use super::{
-    ACCESS_REFUSED, ANSWER_TIME_MAX, NOT_FOUND, answer, away, explain, no_answer, refused, reply_code,
+    ACCESS_REFUSED, ANSWER_TIME_MAX, Flaws, NOT_FOUND, answer, away, explain, no_answer, refused, reply_code,
 };
 use crate::action::Glance;
 use crate::broker::{Argument, Binding, BrokerError, Exchange, ExchangeType, Queue, Topology};
@@ -114,14 +115,18 @@ async fn is_there(name: &str, look: impl Future<Output = lapin::Result<()>>) -> 
 
 /// Takes the place of the shared queue, if there is one: nothing goes there any more, and what lies
 /// there is published anew.
-pub async fn take_over(connection: &Connection, topology: &Topology) -> Result<(), BrokerError> {
+pub async fn take_over(
+    connection: &Connection,
+    topology: &Topology,
+    flaws: &Flaws,
+) -> Result<(), BrokerError> {
     let Some(queue) = topology.queue_to_take_over() else { return Ok(()) };
     if !is_there(queue, passive_queue(connection, queue)).await? {
         return Ok(());
     }
     let binding = Binding { exchange: topology.actions.clone(), key: "#".to_owned(), arguments: Vec::new() };
     unbind(connection, queue, &binding).await?;
-    move_on(connection, queue, &topology.actions).await
+    move_on(connection, queue, &topology.actions, flaws).await
 }
 
 /// Ends a queue's binding.
@@ -135,13 +140,25 @@ async fn unbind(connection: &Connection, queue: &str, binding: &Binding) -> Resu
 }
 
 /// Publishes what lies in a queue to an exchange; each message leaves the queue once it is confirmed.
-async fn move_on(connection: &Connection, queue: &str, exchange: &str) -> Result<(), BrokerError> {
+async fn move_on(
+    connection: &Connection,
+    queue: &str,
+    exchange: &str,
+    flaws: &Flaws,
+) -> Result<(), BrokerError> {
     let what = format!("move what lies in {queue}");
     let reading = answer(&what, connection.create_channel()).await?;
     let writing = answer(&what, connection.create_channel()).await?;
     answer(&what, writing.confirm_select(ConfirmSelectOptions::default())).await?;
     while let Some(message) = answer(&what, reading.basic_get(queue, BasicGetOptions::default())).await? {
         let delivery = message.delivery;
+        // Published from here it would not be the same; the broker dead-letters it with all its bytes.
+        if let Some(flaw) = flaws.take(reading.id(), delivery.delivery_tag) {
+            warn!(queue, "message rejected, the broker dead-letters it: {flaw}");
+            let reject = delivery.acker.reject(BasicRejectOptions { requeue: false });
+            answer(&what, reject).await?;
+            continue;
+        }
         let key = Glance::at(&delivery.data).routing_key();
         let key = key.as_deref().unwrap_or(delivery.routing_key.as_str());
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::{
     ACCESS_REFUSED, ANSWER_TIME_MAX, NOT_FOUND, PRECONDITION_FAILED, answer, bind_exchanges, declare,
-    declare_exchange, declare_queue, no_answer, open, reply_code, take_over,
+    declare_exchange, declare_queue, no_answer, open_to_read, reply_code, take_over,
 };
 use crate::broker::{BrokerError, Topology};
 
@@ -27,13 +27,13 @@ pub enum State {
 /// Looks at every exchange, then every queue, in the topology's order; with `make` declares what is
 /// missing first.
 pub async fn inspect(url: &str, topology: &Topology, make: bool) -> Result<Vec<State>, BrokerError> {
-    let connection = open(url, "deckswain topology").await?;
+    let (connection, flaws) = open_to_read(url, "deckswain topology").await?;
     let mut states = look(&connection, topology).await?;
     // With something that differs nothing is declared: the rest would have to be mended with it.
     if make && !states.iter().any(|state| matches!(state, State::Differs(_))) {
         declare(&connection, topology).await?;
         bind_exchanges(&connection, topology).await?;
-        take_over(&connection, topology).await?;
+        take_over(&connection, topology, &flaws).await?;
         states = look(&connection, topology).await?;
     }
     answer("close the connection", connection.close(200, "done")).await?;

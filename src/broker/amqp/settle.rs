@@ -1,13 +1,14 @@
 //! The end of a delivery, and whether it is still this program's.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use lapin::options::BasicAckOptions;
+use lapin::options::{BasicAckOptions, BasicRejectOptions};
 use tokio::sync::watch;
 
 use super::{answer, away, convert};
-use crate::broker::{BrokerError, Crowd, Delivery, Settle};
+use crate::broker::{BrokerError, Crowd, Delivery, Properties, Settle};
 
 /// What a delivery's consumer has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,9 +59,15 @@ pub struct AmqpSettle {
     source: Arc<Source>,
 }
 
-pub fn delivery_from(delivery: lapin::message::Delivery, source: &Arc<Source>) -> Delivery<AmqpSettle> {
+/// A delivery of `source`; `flaw` tells why its properties are not as they were published.
+pub fn delivery_from(
+    delivery: lapin::message::Delivery,
+    source: &Arc<Source>,
+    flaw: Option<String>,
+) -> Delivery<AmqpSettle> {
+    let properties = convert::properties_from(&delivery.properties);
     Delivery {
-        properties: convert::properties_from(&delivery.properties),
+        properties: Properties { unreadable: flaw, ..properties },
         body: delivery.data,
         redelivered: delivery.redelivered,
         exchange: delivery.exchange.to_string(),
@@ -81,12 +88,26 @@ impl Settle for AmqpSettle {
 
     async fn ack(mut self) -> Result<(), BrokerError> {
         let ack = async { self.acker.ack(BasicAckOptions::default()).await.map(|_| ()) };
-        tokio::select! {
-            acked = answer("ack a delivery", ack) => acked,
-            // On a connection that was lost it is never answered.
-            _ = self.life.wait_for(|life| !life.is_connected()) => {
-                Err(away("failed to ack a delivery", "its connection was lost", "is the broker up?"))
-            }
+        settle("ack a delivery", ack, &mut self.life).await
+    }
+
+    async fn reject(mut self) -> Result<(), BrokerError> {
+        let reject = self.acker.reject(BasicRejectOptions { requeue: false });
+        let reject = async { reject.await.map(|_| ()) };
+        settle("reject a delivery", reject, &mut self.life).await
+    }
+}
+
+/// Waits for `settling`; on a connection that was lost it is never answered.
+async fn settle(
+    what: &str,
+    settling: impl Future<Output = lapin::Result<()>>,
+    life: &mut watch::Receiver<Life>,
+) -> Result<(), BrokerError> {
+    tokio::select! {
+        settled = answer(what, settling) => settled,
+        _ = life.wait_for(|life| !life.is_connected()) => {
+            Err(away(format!("failed to {what}"), "its connection was lost", "is the broker up?"))
         }
     }
 }

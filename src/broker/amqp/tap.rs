@@ -2,24 +2,29 @@
 
 use futures_lite::StreamExt as _;
 use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
+use lapin::types::{ChannelId, FieldTable};
 use lapin::{Connection, Consumer};
 use tokio::time::timeout;
 
-use super::{ANSWER_TIME_MAX, NOT_FOUND, answer, away, no_answer, not_there, open, reply_code, said};
+use super::{
+    ANSWER_TIME_MAX, Flaws, NOT_FOUND, answer, away, no_answer, not_there, open_to_read, reply_code, said,
+};
 use crate::broker::{BrokerError, Topology};
 
 /// A private copy of the results from the moment it is opened; it takes nothing from anyone.
 pub struct ResultsTap {
     /// The private queue lives as long as its connection.
     connection: Connection,
+    /// The deliveries that were mended: their bodies are as they were published, and are shown.
+    flaws: Flaws,
+    channel: ChannelId,
     consumer: Consumer,
 }
 
 impl ResultsTap {
     /// Opens a tap on all results whose routing key matches `key`.
     pub async fn open(url: &str, topology: &Topology, key: &str) -> Result<Self, BrokerError> {
-        let connection = open(url, "deckswain results").await?;
+        let (connection, flaws) = open_to_read(url, "deckswain results").await?;
         let channel = answer("open a channel", connection.create_channel()).await?;
         let options =
             QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
@@ -41,13 +46,16 @@ impl ResultsTap {
         let consumer =
             answer("watch the results", channel.basic_consume(queue, "", consume, FieldTable::default()))
                 .await?;
-        Ok(Self { connection, consumer })
+        Ok(Self { connection, flaws, channel: channel.id(), consumer })
     }
 
     /// The next result's JSON text; `Err` when the connection was lost.
     pub async fn next(&mut self) -> Result<Vec<u8>, BrokerError> {
         match self.consumer.next().await {
-            Some(Ok(delivery)) => Ok(delivery.data),
+            Some(Ok(delivery)) => {
+                self.flaws.take(self.channel, delivery.delivery_tag);
+                Ok(delivery.data)
+            }
             Some(Err(error)) => Err(away("lost the results", said(&error), "is the broker up?")),
             None => Err(away("lost the results", "the broker ended them", "is the broker up?")),
         }

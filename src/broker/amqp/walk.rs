@@ -10,8 +10,8 @@ use lapin::{Channel, Connection, Consumer};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    ANSWER_TIME_MAX, AmqpSettle, NOT_FOUND, Source, answer, away, declare_queue, delivery_from, no_answer,
-    not_there, open, reply_code, said,
+    ANSWER_TIME_MAX, AmqpSettle, Flaws, NOT_FOUND, Source, answer, away, declare_queue, delivery_from,
+    no_answer, not_there, open_to_read, reply_code, said,
 };
 use crate::broker::{BrokerError, Delivery, Queue};
 
@@ -30,6 +30,7 @@ const GIVING_BACK_TIME_MAX: Duration = Duration::from_secs(2);
 /// Each message is held until the walk ends; [`QueueWalk::end`] gives back what was not acked, in its order.
 pub struct QueueWalk {
     connection: Connection,
+    flaws: Flaws,
     queue: Queue,
     channels: Vec<Channel>,
     consumer: Option<Consumer>,
@@ -46,11 +47,12 @@ impl QueueWalk {
     /// Begins a walk; `Err` also where the queue is not as `queue` says, since looking into one that
     /// counts deliveries would in the end destroy what it holds.
     pub async fn begin(url: &str, queue: &Queue) -> Result<Self, BrokerError> {
-        let connection = open(url, "deckswain browse").await?;
+        let (connection, flaws) = open_to_read(url, "deckswain browse").await?;
         let left = count(&connection, queue).await?;
         let (channels, consumer) = (Vec::new(), None);
         Ok(Self {
             connection,
+            flaws,
             queue: queue.clone(),
             channels,
             consumer,
@@ -88,7 +90,9 @@ impl QueueWalk {
                     self.seen += 1;
                     self.quiet_times = 0;
                     self.on_channel = self.on_channel.saturating_add(1);
-                    return Ok(Some(delivery_from(delivery, &self.source)));
+                    let channel = self.channels.last().map(Channel::id);
+                    let flaw = channel.and_then(|id| self.flaws.take(id, delivery.delivery_tag));
+                    return Ok(Some(delivery_from(delivery, &self.source, flaw)));
                 }
                 Ok(Some(Err(error))) => {
                     let what = format!("failed to read {}", self.queue.name);

@@ -18,7 +18,7 @@ use crate::broker::{
     together_count,
 };
 use crate::cli::output::{ask, progress_bar, say};
-use crate::cli::{BrokerSettings, EXIT_BROKER, EXIT_OK, Failed};
+use crate::cli::{BrokerSettings, EXIT_ACTION_FAILED, EXIT_BROKER, EXIT_OK, Failed};
 
 /// How many letters wait for the deed at most, beyond those that it is being done for.
 const WAITING_MAX: usize = 256;
@@ -45,6 +45,14 @@ impl Deed {
         }
     }
 
+    /// Whether it can be done for the letter.
+    fn suits(&self, letter: &Letter) -> bool {
+        match self {
+            Self::Replay(..) => !letter.is_unreadable,
+            Self::Discard => true,
+        }
+    }
+
     /// Does it for some letters, in their order; returns the outcome of each.
     async fn take(&self, letters: &[DeadLetter]) -> Vec<Result<(), PublishError>> {
         let Self::Replay(publisher, exchange) = self else { return vec![Ok(()); letters.len()] };
@@ -67,8 +75,12 @@ impl Deed {
 pub async fn act(options: &ActOptions, rate: Option<NonZeroU32>, deed: Deed) -> Result<u8, Failed> {
     let (verb, hasher) = (deed.verb(), RandomState::new());
     let (mut letters, mut chosen) = (Vec::new(), HashMap::<u64, usize>::new());
+    let mut unreadable = 0;
     look(&options.broker, |letter, delivery| {
-        if options.selection.wants(&letter) && letters.len() < options.selection.limit() {
+        let is_wanted = options.selection.wants(&letter);
+        if is_wanted && !deed.suits(&letter) {
+            unreadable += 1;
+        } else if is_wanted && letters.len() < options.selection.limit() {
             *chosen.entry(letter.fingerprint(&delivery, &hasher)).or_default() += 1;
             letters.push(letter);
         }
@@ -78,7 +90,7 @@ pub async fn act(options: &ActOptions, rate: Option<NonZeroU32>, deed: Deed) -> 
     if options.dry_run {
         print(&letters, false)?;
         say(format_args!("would {verb} {total}"));
-        return Ok(EXIT_OK);
+        return left_unreadable(unreadable);
     }
     if total > 1 && !options.yes {
         confirm(verb, total)?;
@@ -110,11 +122,22 @@ pub async fn act(options: &ActOptions, rate: Option<NonZeroU32>, deed: Deed) -> 
     }
     closed?;
     match left_out {
-        None => Ok(EXIT_OK),
+        None => left_unreadable(unreadable),
         Some(why) => Err(Failed::new(EXIT_BROKER, "the broker did not take every dead letter")
             .why(why)
             .hint(format!("those named above are still there: mend that, and {verb} again"))),
     }
+}
+
+/// Ends a command that left so many letters where they are because they cannot be published unchanged.
+fn left_unreadable(count: usize) -> Result<u8, Failed> {
+    if count == 0 {
+        return Ok(EXIT_OK);
+    }
+    let left = format!("{count} dead letters cannot be replayed and stay where they are");
+    Err(Failed::new(EXIT_ACTION_FAILED, left)
+        .why("some of their properties cannot be read, so they cannot be published unchanged")
+        .hint("`deckswain dead-letters show` names the properties; `export | submit` publishes the bodies with new properties, and `discard` removes the letters"))
 }
 
 /// Reads the queue and hands over the chosen letters, at most `rate` a second; returns how many of `total`

@@ -34,6 +34,8 @@ pub struct Letter {
     attempts: Option<i64>,
     replays: i64,
     pub action_id: String,
+    /// Whether some of its properties cannot be read, and so not be published again.
+    pub is_unreadable: bool,
 }
 
 impl Letter {
@@ -51,6 +53,9 @@ impl Letter {
         {
             (reason, message) = (death.reason.replace('_', "-"), in_words(death));
             died_at = death.at;
+        }
+        if let Some(flaw) = &properties.unreadable {
+            message = format!("{message}{}{flaw}", if message.is_empty() { "" } else { ": " });
         }
         // The broker hands on what no decky's queue is bound for just as it was published.
         if reason.is_empty() && delivery.exchange.ends_with(".actions") {
@@ -78,6 +83,7 @@ impl Letter {
             attempts,
             replays: properties.replays(),
             action_id: id,
+            is_unreadable: properties.unreadable.is_some(),
         }
     }
 

@@ -133,7 +133,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
     }
 
     /// The result as it is published; none where no action id could be read.
-    fn answer(
+    pub(super) fn answer(
         &self,
         judged: Judged,
         disposition: Disposition,
