@@ -7,7 +7,9 @@ mod escape;
 mod failed;
 mod generate;
 mod input;
+mod log;
 mod output;
+mod panic;
 mod results;
 mod run;
 mod schema;
@@ -25,6 +27,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 pub use failed::Failed;
+use output::say;
 pub use settings::{BrokerSettings, DriverSettings};
 
 /// All went well.
@@ -93,11 +96,14 @@ enum Command {
 /// Parses the arguments, runs the command and turns its end into an exit status.
 #[must_use]
 pub fn main() -> ExitCode {
+    panic::end_the_process();
     log_to_stderr();
-    ExitCode::from(run_command().unwrap_or_else(|failed| {
+    let status = run_command().unwrap_or_else(|failed| {
         failed.say();
         failed.status
-    }))
+    });
+    log::flush();
+    ExitCode::from(status)
 }
 
 fn run_command() -> Result<u8, Failed> {
@@ -105,7 +111,10 @@ fn run_command() -> Result<u8, Failed> {
     let plain = Cli::command();
     let files = config::FromFiles::read(&plain, &arguments)?;
     let command = files.apply(plain);
-    let matches = command.clone().get_matches_from(arguments);
+    let matches = match command.clone().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(error) => return told_by_parser(&error),
+    };
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match cli.command {
         Command::Run(options) => run::run(&options),
@@ -125,6 +134,16 @@ fn run_command() -> Result<u8, Failed> {
     }
 }
 
+/// Prints a help text, or the option parser's own error.
+fn told_by_parser(error: &clap::Error) -> Result<u8, Failed> {
+    match error.print() {
+        Err(failed) if !error.use_stderr() && failed.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failed::to_write("standard output", &failed))
+        }
+        _ => Ok(u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE)),
+    }
+}
+
 /// The AMQP client tells of a lost connection once a channel; the worker says it once.
 const LOG_FILTER: &str = "warn,lapin=off,deckswain=info";
 
@@ -134,12 +153,17 @@ fn log_to_stderr() {
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let filter = match std::env::var(LOG_VARIABLE) {
         Ok(filter) => EnvFilter::try_new(filter).unwrap_or_else(|error| {
-            eprintln!("warning: {LOG_VARIABLE} is no log filter, so it is left aside: {error}");
+            say(format_args!("warning: {LOG_VARIABLE} is not a valid log filter and is ignored: {error}"));
             EnvFilter::new(LOG_FILTER)
         }),
         Err(_) => EnvFilter::new(LOG_FILTER),
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .with_writer(log::LogWriter)
+        .log_internal_errors(false)
+        .init();
 }
 
 /// Two threads suffice: all waiting is asynchronous, and the engine is the ceiling.

@@ -4,6 +4,9 @@
 //! delivery -> decode and check -> policy -> lane of its decky -> driver ->
 //! subprocess -> activity result -> publish, confirm -> settle
 
+// They panic where the stream cannot be written; `cli` has writers that do not.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 pub mod action;
 pub mod backoff;
 pub mod broker;

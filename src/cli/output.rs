@@ -6,8 +6,8 @@ use std::io::{self, IsTerminal as _, Write as _};
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::Failed;
 use super::escape::{self, plain};
+use super::{Failed, log};
 
 /// Data on standard output, a line at a time; silent once a write has failed.
 #[derive(Debug, Default)]
@@ -51,14 +51,14 @@ impl Printer {
     }
 }
 
-/// A line for a person, on standard error.
+/// A line for a person, on standard error; nobody need be there to read it.
 pub fn say(line: impl Display) {
-    eprintln!("{}", plain(&line.to_string()));
+    log::write((plain(&line.to_string()) + "\n").as_bytes());
 }
 
 /// The same without an end of the line, for an answer to follow.
 pub fn ask(question: &str) {
-    eprint!("{}", plain(question));
+    log::write(plain(question).as_bytes());
 }
 
 /// A bar on standard error where that is a terminal; nothing elsewhere.

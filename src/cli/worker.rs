@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::settings::{LayoutSettings, RetrySettings, duration, size};
-use super::{BrokerSettings, DriverSettings, EXIT_OK, Failed, runtime};
+use super::{BrokerSettings, DriverSettings, EXIT_OK, Failed, log, runtime};
 use crate::broker::{AmqpPublisher, Topology};
 use crate::result::WorkerIdentity;
 use crate::worker::{Pipeline, PipelineOptions, Service, ServiceOptions, Stop};
@@ -159,6 +159,7 @@ impl Bodies {
 pub fn run(options: &Options) -> Result<u8, Failed> {
     let topology = options.topology();
     let service = options.service()?;
+    log::write_in_background();
     let publisher = AmqpPublisher::new(&options.broker.broker, &topology);
     let worker_id = options.worker_id.clone();
     let worker = WorkerIdentity::new(worker_id.unwrap_or_else(|| Uuid::new_v4().simple().to_string()));

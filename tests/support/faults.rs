@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures_lite::StreamExt as _;
@@ -93,12 +94,17 @@ impl Cell {
     }
 
     pub fn worker_starting(&self, arguments: &[&str]) -> WorkerProcess {
+        WorkerProcess::of(self.worker_command(arguments).spawn().expect("deckswain starts"))
+    }
+
+    /// A worker of this cell that is still to be started.
+    pub fn worker_command(&self, arguments: &[&str]) -> Command {
         let client = self.engine.client();
         let own = ["--broker", &self.broker_of_worker, "--container-cli", client.to_str().unwrap()];
         let usual = [["--concurrency", "8"], ["--timeout", "25s"]];
         let usual: Vec<&str> =
             usual.into_iter().filter(|[name, _]| !arguments.contains(name)).flatten().collect();
-        WorkerProcess::spawn(&self.prefix, &[&own, usual.as_slice(), arguments].concat())
+        WorkerProcess::command(&self.prefix, &[&own, usual.as_slice(), arguments].concat())
     }
 
     /// The supervisor of a worker that an action brings down: starts it again whenever it ends, until the

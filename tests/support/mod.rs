@@ -165,17 +165,22 @@ impl WorkerProcess {
         worker
     }
 
+    /// `deckswain worker` with its log in a pipe.
+    pub fn command(prefix: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_deckswain"));
+        command.args(["worker", "--prefix", prefix]).args(arguments);
+        command.env("NO_COLOR", "1").stdin(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
     pub fn spawn(prefix: &str, arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_deckswain"))
-            .args(["worker", "--prefix", prefix])
-            .args(arguments)
-            .env("NO_COLOR", "1")
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("deckswain starts");
-        let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+        Self::of(Self::command(prefix, arguments).spawn().expect("deckswain starts"))
+    }
+
+    /// A worker that was started; its log is read where it goes into a pipe.
+    pub fn of(mut child: Child) -> Self {
         let (sender, lines) = mpsc::channel();
+        let Some(stderr) = child.stderr.take().map(BufReader::new) else { return Self { child, lines } };
         std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 eprintln!("worker: {line}");
@@ -195,6 +200,11 @@ impl WorkerProcess {
                 return line;
             }
         }
+    }
+
+    /// Ends the reading of its log: the pipe is closed once another line has come.
+    pub fn close_log(&mut self) {
+        self.lines = mpsc::channel().1;
     }
 
     pub fn pid(&self) -> u32 {
