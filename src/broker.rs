@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 
 pub use amqp::{
     AmqpConsumer, AmqpPublisher, AmqpSettle, BrokerAddress, Depth, Lacking, Permission, QueueWalk,
-    ResultsTap, State, inspect, lacking, together_count,
+    ResultsTap, State, inspect, lacking, together_count, without_password,
 };
 pub use topology::HEADER_DELAY;
 pub use topology::{

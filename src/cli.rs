@@ -111,9 +111,9 @@ fn run_command() -> Result<u8, Failed> {
     let plain = Cli::command();
     let files = config::FromFiles::read(&plain, &arguments)?;
     let command = files.apply(plain);
-    let matches = match command.clone().try_get_matches_from(arguments) {
+    let matches = match command.clone().try_get_matches_from(&arguments) {
         Ok(matches) => matches,
-        Err(error) => return told_by_parser(&error),
+        Err(error) => return told_by_parser(&error, &arguments),
     };
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match cli.command {
@@ -134,14 +134,36 @@ fn run_command() -> Result<u8, Failed> {
     }
 }
 
-/// Prints a help text, or the option parser's own error.
-fn told_by_parser(error: &clap::Error) -> Result<u8, Failed> {
-    match error.print() {
-        Err(failed) if !error.use_stderr() && failed.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failed::to_write("standard output", &failed))
-        }
-        _ => Ok(u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE)),
+/// Prints a help text, or the option parser's own error without any URL that it may repeat.
+fn told_by_parser(error: &clap::Error, arguments: &[OsString]) -> Result<u8, Failed> {
+    match error.use_stderr() {
+        true => log::write(without_urls(error, arguments).as_bytes()),
+        false => match error.print() {
+            Err(failed) if failed.kind() != std::io::ErrorKind::BrokenPipe => {
+                return Err(Failed::to_write("standard output", &failed));
+            }
+            _ => {}
+        },
     }
+    Ok(u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE))
+}
+
+/// The option parser's error with stars for each argument that may be the broker's URL.
+fn without_urls(error: &clap::Error, arguments: &[OsString]) -> String {
+    let mut text = match std::io::stderr().is_terminal() {
+        true => error.render().ansi().to_string(),
+        false => error.render().to_string(),
+    };
+    for argument in arguments.iter().map(|argument| argument.to_string_lossy()) {
+        let value = match argument.split_once('=') {
+            Some((_, value)) if argument.starts_with("--") => value,
+            _ => &*argument,
+        };
+        if value.contains('@') || value.contains("://") || value.starts_with("amqp") {
+            text = text.replace(value, "***");
+        }
+    }
+    text
 }
 
 /// The AMQP client tells of a lost connection once a channel; the worker says it once.

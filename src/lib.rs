@@ -16,5 +16,6 @@ pub mod policy;
 pub mod realism;
 pub mod result;
 pub mod schema;
+mod secret_file;
 pub mod subprocess;
 pub mod worker;

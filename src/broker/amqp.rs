@@ -1,5 +1,6 @@
 //! The broker over AMQP 0-9-1; the one module that names `lapin`.
 
+mod address;
 mod consumer;
 mod convert;
 mod declare;
@@ -11,18 +12,18 @@ mod publisher;
 mod returned;
 mod settle;
 mod tap;
+mod tls;
 mod walk;
 
 use std::future::Future;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_lite::future::poll_once;
-use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties, ErrorKind};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{BrokerError, Trouble};
+pub use address::{BrokerAddress, without_password};
 use consumer::claim_of;
 pub use consumer::{AmqpConsumer, Depth};
 use declare::{
@@ -36,21 +37,13 @@ pub use publisher::{AmqpPublisher, together_count};
 pub use settle::AmqpSettle;
 use settle::{Source, delivery_from};
 pub use tap::ResultsTap;
+use tls::Tls;
 pub use walk::QueueWalk;
 
 /// How long any single answer of the broker may take.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long the answer to "are you there?" may take: a worker is to consume again within 10 s.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(5);
-/// Seconds between heartbeats where the URL does not say; a mute peer is given up after two.
-///
-/// The broker delivers anew what a connection held only when it has given that connection up.
-const HEARTBEAT_SECONDS: u16 = 5;
-
-/// The largest frame where the URL does not say, in bytes: the client library keeps buffers of 32 of them
-/// each way, which at RabbitMQ's own 128 KiB come to 8 MiB a connection.
-const FRAME_BYTES_MAX: u32 = 16 * 1024;
-
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
 const RESOURCE_LOCKED: u16 = 405;
@@ -157,20 +150,7 @@ fn said(error: &lapin::Error) -> String {
 
 fn explain_io(what: String, error: &std::io::Error) -> BrokerError {
     let why = error.to_string();
-    if why.contains("certificate") {
-        return refused(
-            what,
-            why,
-            "the broker's certificate has to be signed by an authority that this system trusts, for the host that --broker names; SSL_CERT_FILE can name further authorities",
-        );
-    }
     match error.kind() {
-        // What is no TLS record is told as corrupt.
-        std::io::ErrorKind::InvalidData => refused(
-            what,
-            format!("no TLS there: {why}"),
-            "amqps:// wants a port that speaks TLS, RabbitMQ's is 5671; amqp:// goes to 5672",
-        ),
         std::io::ErrorKind::ConnectionAborted
         | std::io::ErrorKind::ConnectionReset
         | std::io::ErrorKind::UnexpectedEof => away(
@@ -194,60 +174,41 @@ async fn open(url: &str, name: &str) -> Result<Connection, BrokerError> {
 
 /// Opens one, and tells which of its deliveries are not as they were published, as they cannot be read.
 async fn open_to_read(url: &str, name: &str) -> Result<(Connection, Flaws), BrokerError> {
-    let mut uri = parse(url)?;
-    uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
-    let frame_bytes_max = *uri.query.frame_max.get_or_insert(FRAME_BYTES_MAX);
+    let address = BrokerAddress::of(url)?;
+    let tls = Tls::of(&address)?;
     let flaws = Flaws::default();
-    let what = format!("connect to the broker at {}:{}", uri.authority.host, uri.authority.port);
+    let what = format!("connect to the broker at {}", address.endpoint());
     let properties = ConnectionProperties::default()
         .with_connection_name(name.into())
         .with_executor(tokio_executor_trait::Tokio::current())
-        .with_reactor(GuardedReactor::new(frame_bytes_max, flaws.clone()));
-    Ok((answer(&what, Connection::connect_uri(uri, properties)).await?, flaws))
-}
-
-/// What a broker's URL says, but for the password.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BrokerAddress {
-    /// The host.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-    /// The virtual host.
-    pub vhost: String,
-    /// The user.
-    pub user: String,
-    /// Whether it is `amqps`.
-    pub tls: bool,
-}
-
-impl BrokerAddress {
-    /// Parses a URL; `Err` where it is none of AMQP's.
-    pub fn of(url: &str) -> Result<Self, BrokerError> {
-        let uri = parse(url)?;
-        Ok(Self {
-            host: uri.authority.host,
-            port: uri.authority.port,
-            vhost: uri.vhost,
-            user: uri.authority.userinfo.username,
-            tls: uri.scheme == AMQPScheme::AMQPS,
-        })
-    }
-
-    /// Whether what is sent there stays on this host.
-    #[must_use]
-    pub fn is_local(&self) -> bool {
-        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        .with_reactor(GuardedReactor::new(address.frame_bytes_max(), flaws.clone()));
+    let time_max = address.connection_timeout().unwrap_or(ANSWER_TIME_MAX);
+    let connect =
+        Connection::connector(address.to_uri(), Box::new(tls::dial(tls.clone(), time_max)), properties);
+    match timeout(time_max, connect).await {
+        Ok(Ok(connection)) => Ok((connection, flaws)),
+        Ok(Err(error)) => Err(explain_connect(&what, &error, &address, tls.as_ref())),
+        Err(_) => Err(no_answer(&what, time_max)),
     }
 }
 
-fn parse(url: &str) -> Result<AMQPUri, BrokerError> {
-    url.parse().map_err(|why: String| {
-        let what = "--broker is no AMQP URL".to_owned();
-        BrokerError::Address(Trouble {
-            what,
-            why,
-            hint: "write it like amqp://user:password@host:5672/%2f".to_owned(),
-        })
-    })
+fn explain_connect(
+    what: &str,
+    error: &lapin::Error,
+    address: &BrokerAddress,
+    tls: Option<&Tls>,
+) -> BrokerError {
+    if let (Some(tls), ErrorKind::IOError(io)) = (tls, error.kind())
+        && let Some(told) = tls.explain(&format!("failed to {what}"), io)
+    {
+        return told;
+    }
+    if address.is_external() && reply_code(error) == Some(ACCESS_REFUSED) {
+        return refused(
+            format!("failed to {what}"),
+            said(error),
+            "EXTERNAL takes the user from the client certificate: `rabbitmq-plugins enable rabbitmq_auth_mechanism_ssl`, `auth_mechanisms.N = EXTERNAL` and a user of the certificate's name",
+        );
+    }
+    explain(what, error)
 }

@@ -150,7 +150,7 @@ fn check_settings(settings: &worker::Options, deckies: &[DeckyName], report: &mu
             "sort --retry-delays",
         );
     }
-    match BrokerAddress::of(&settings.broker.broker) {
+    match BrokerAddress::of(&settings.broker.url()) {
         Ok(address) if !address.is_local() => {
             if !address.tls {
                 report.warning(
@@ -159,7 +159,7 @@ fn check_settings(settings: &worker::Options, deckies: &[DeckyName], report: &mu
                     "amqps:// in --broker, and TLS on the broker",
                 );
             }
-            if address.user == "guest" {
+            if address.user == "guest" && !address.is_external() {
                 report.warning(
                     "settings",
                     "RabbitMQ lets the user guest in from its own host alone, unless told otherwise",
@@ -198,14 +198,16 @@ fn check_settings(settings: &worker::Options, deckies: &[DeckyName], report: &mu
 }
 
 async fn check_broker(settings: &worker::Options, report: &mut Report) {
-    let url = settings.broker.broker.as_str();
+    let url = &*settings.broker.url();
     let topology = settings.topology();
     let states = match inspect(url, &topology, false).await {
         Ok(states) => states,
         Err(error) => return report.failed("broker", error.into()),
     };
-    if let Ok(BrokerAddress { host, port, vhost, user, .. }) = BrokerAddress::of(url) {
-        report.ok("broker", &format!("{host}:{port}, virtual host {vhost}, as {user}"));
+    if let Ok(address) = BrokerAddress::of(url) {
+        let user = if address.is_external() { "the client certificate" } else { &address.user };
+        let said = format!("{}, virtual host {}, as {user}", address.endpoint(), address.vhost);
+        report.ok("broker", &said);
     }
     check_topology(&topology, &states, report);
     match lacking(url, &topology).await {

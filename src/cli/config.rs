@@ -10,6 +10,8 @@ use serde_json::json;
 
 use super::output::{Printer, table};
 use super::{EXIT_OK, Failed, worker};
+use crate::broker::without_password;
+use crate::secret_file::warn_if_readable_by_all;
 
 /// Read from the working directory where no other file is named.
 const FILE_DEFAULT: &str = "deckswain.toml";
@@ -56,6 +58,7 @@ impl FromFiles {
         }
         if let Some(path) = std::env::var_os(BROKER_FILE_VARIABLE).map(PathBuf::from) {
             let url = read(&path)?.trim().to_owned();
+            warn_if_readable_by_all(&path, "the broker's URL");
             found.0.insert("broker".to_owned(), (vec![url], path));
         }
         Ok(found)
@@ -96,7 +99,11 @@ impl FromFiles {
     /// Makes what came from files the default of every option of that name.
     pub fn apply(&self, command: Command) -> Command {
         let command = command.mut_args(|arg| match arg.get_long().and_then(|long| self.0.get(long)) {
-            Some((values, _)) => arg.default_values(values.clone()),
+            // A help text shows defaults, and the URL holds a password.
+            Some((values, _)) => {
+                let hide = arg.get_long() == Some("broker");
+                arg.default_values(values.clone()).hide_default_value(hide)
+            }
             None => arg,
         });
         command.mut_subcommands(|subcommand| self.apply(subcommand))
@@ -179,27 +186,4 @@ pub fn run(
         printer.line(table(&["SETTING", "VALUE", "FROM"], rows).trim_end());
     }
     printer.end().map(|()| EXIT_OK)
-}
-
-/// `amqp://user:secret@host` with stars for the secret.
-fn without_password(url: &str) -> String {
-    let masked = || {
-        let (scheme, rest) = url.split_once("://")?;
-        let (credentials, host) = rest.rsplit_once('@')?;
-        let (user, _) = credentials.split_once(':')?;
-        Some(format!("{scheme}://{user}:***@{host}"))
-    };
-    masked().unwrap_or_else(|| url.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::without_password;
-
-    #[test]
-    fn no_password_is_shown_whatever_it_holds() {
-        assert_eq!(without_password("amqp://u:p@h:1/%2f"), "amqp://u:***@h:1/%2f");
-        assert_eq!(without_password("amqp://u:p@:x@h/v"), "amqp://u:***@h/v");
-        assert_eq!(without_password("amqp://h/v"), "amqp://h/v");
-    }
 }

@@ -130,7 +130,7 @@ type DeadLetter = Delivery<AmqpSettle>;
 
 /// Reads all dead letters and gives them back.
 async fn look(broker: &BrokerSettings, mut visit: impl FnMut(Letter, DeadLetter)) -> Result<(), Failed> {
-    let mut walk = QueueWalk::begin(&broker.broker, &dead_queue(broker)).await?;
+    let mut walk = QueueWalk::begin(&broker.url(), &dead_queue(broker)).await?;
     while let Some(delivery) = walk.next().await? {
         visit(Letter::of(&delivery), delivery);
     }

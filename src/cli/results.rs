@@ -76,7 +76,7 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
         let mut backoff = Backoff::default();
         let (mut seen_once, mut said) = (false, false);
         loop {
-            match ResultsTap::open(&options.broker.broker, &topology, &options.routing_key()).await {
+            match ResultsTap::open(&options.broker.url(), &topology, &options.routing_key()).await {
                 Ok(tap) => {
                     say(format_args!(
                         "{} {}",

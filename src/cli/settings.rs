@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use globset::{Glob, GlobMatcher};
+use url::form_urlencoded::byte_serialize;
 
 use super::Failed;
 use crate::action::{CONTENT_BYTES_DEFAULT, CONTENT_BYTES_LIMIT};
@@ -91,9 +92,42 @@ pub struct BrokerSettings {
         default_value = "amqp://guest:guest@127.0.0.1:5672/%2f"
     )]
     pub broker: String,
+    /// Trust only the authorities in this PEM file to sign the broker's certificate
+    #[arg(long, value_name = "FILE", env = "DECKSWAIN_TLS_CA", value_hint = ValueHint::FilePath)]
+    pub tls_ca: Option<String>,
+    /// Show the broker this client certificate (PEM, with those that lead to its authority)
+    #[arg(long, value_name = "FILE", env = "DECKSWAIN_TLS_CERT", value_hint = ValueHint::FilePath)]
+    pub tls_cert: Option<String>,
+    /// The key of the client certificate (PEM, without a passphrase)
+    #[arg(long, value_name = "FILE", env = "DECKSWAIN_TLS_KEY", value_hint = ValueHint::FilePath)]
+    pub tls_key: Option<String>,
+    /// How to log in: with the URL's user and password, or as the client certificate's name
+    #[arg(long, value_name = "NAME", env = "DECKSWAIN_AUTH_MECHANISM", value_parser = ["plain", "external"])]
+    pub auth_mechanism: Option<String>,
     /// What the names of the exchanges and queues begin with
     #[arg(long, value_name = "NAME", env = "DECKSWAIN_PREFIX", default_value = "deckswain")]
     pub prefix: String,
+}
+
+impl BrokerSettings {
+    /// The URL with the settings beside it as its parameters; RabbitMQ has the same names for them.
+    pub(super) fn url(&self) -> String {
+        let beside = [
+            ("cacertfile", self.tls_ca.as_deref()),
+            ("certfile", self.tls_cert.as_deref()),
+            ("keyfile", self.tls_key.as_deref()),
+            ("auth_mechanism", self.auth_mechanism.as_deref()),
+        ];
+        let mut url = self.broker.clone();
+        for (name, value) in beside {
+            let Some(value) = value else { continue };
+            url.push(if url.contains('?') { '&' } else { '?' });
+            url.push_str(name);
+            url.push('=');
+            url.extend(byte_serialize(value.as_bytes()));
+        }
+        url
+    }
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {

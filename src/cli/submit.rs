@@ -61,7 +61,7 @@ struct Ready {
 pub fn run(options: &Options) -> Result<u8, Failed> {
     let actions = read_actions(options)?;
     let topology = Topology::of(&options.broker.prefix);
-    let url = options.broker.broker.as_str();
+    let url = &*options.broker.url();
     runtime()?.block_on(async {
         // Opened before anything is published, so that no result is missed.
         let tap = match options.wait {

@@ -46,7 +46,7 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
         !options.no_results_queue,
         &options.retries.retry_delays,
     );
-    let states = runtime()?.block_on(inspect(&options.broker.broker, &topology, options.declare))?;
+    let states = runtime()?.block_on(inspect(&options.broker.url(), &topology, options.declare))?;
     let mut rows = Vec::new();
     for exchange in topology.exchanges() {
         let bound = exchange.bound_to.map_or(String::new(), |from| format!("{from} #"));

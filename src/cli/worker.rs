@@ -81,7 +81,7 @@ impl Options {
         let prefetch = self.prefetch(concurrency)?;
         let waiting_max = UNACKED_TIME_MAX.as_millis() / self.driver.timeout.as_millis().max(1);
         Ok(ServiceOptions {
-            broker_url: self.broker.broker.clone(),
+            broker_url: self.broker.url(),
             topology: self.topology(),
             concurrency,
             prefetch,
@@ -160,7 +160,7 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
     let topology = options.topology();
     let service = options.service()?;
     log::write_in_background();
-    let publisher = AmqpPublisher::new(&options.broker.broker, &topology);
+    let publisher = AmqpPublisher::new(&options.broker.url(), &topology);
     let worker_id = options.worker_id.clone();
     let worker = WorkerIdentity::new(worker_id.unwrap_or_else(|| Uuid::new_v4().simple().to_string()));
     let content_bytes_max = options.driver.content_max;

@@ -11,22 +11,29 @@ use super::part;
 pub struct OwnBroker {
     folder: PathBuf,
     plugins: String,
+    tls: PathBuf,
     pub url: String,
 }
 
 impl OwnBroker {
     pub fn start() -> Self {
-        Self::start_with("rabbitmq_consistent_hash_exchange")
+        Self::start_with("rabbitmq_consistent_hash_exchange", Path::new(""))
     }
 
     pub fn start_without_plugins() -> Self {
-        Self::start_with("")
+        Self::start_with("", Path::new(""))
     }
 
-    fn start_with(plugins: &str) -> Self {
+    /// One that listens with TLS too, by the certificates in this folder, and takes EXTERNAL.
+    pub fn start_with_tls(folder: &Path) -> Self {
+        Self::start_with("rabbitmq_consistent_hash_exchange,rabbitmq_auth_mechanism_ssl", folder)
+    }
+
+    fn start_with(plugins: &str, tls: &Path) -> Self {
         // `scripts/parts down` ends what a killed test leaves here.
         let folder = Path::new(&part("PARTS_DIR")).join(format!("own-broker.{}", Uuid::new_v4().simple()));
-        let mut broker = Self { folder, url: String::new(), plugins: plugins.to_owned() };
+        let mut broker =
+            Self { folder, url: String::new(), plugins: plugins.to_owned(), tls: tls.to_owned() };
         broker.up();
         broker.url = broker.told("DECKSWAIN_BROKER");
         broker
@@ -34,7 +41,12 @@ impl OwnBroker {
 
     /// Starts it, or starts it again on its ports.
     pub fn up(&self) {
-        script(&["up", self.folder.to_str().unwrap()], &self.plugins);
+        script(&["up", self.folder.to_str().unwrap()], &self.plugins, &self.tls);
+    }
+
+    /// The port that it speaks TLS on.
+    pub fn tls_port(&self) -> String {
+        self.told("TLS_PORT")
     }
 
     fn told(&self, name: &str) -> String {
@@ -76,15 +88,20 @@ impl OwnBroker {
 
 impl Drop for OwnBroker {
     fn drop(&mut self) {
-        script(&["down", self.folder.to_str().unwrap()], "");
+        script(&["down", self.folder.to_str().unwrap()], "", Path::new(""));
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
-fn script(arguments: &[&str], plugins: &str) {
+fn script(arguments: &[&str], plugins: &str, tls: &Path) {
     let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker"));
-    let status =
-        command.args(arguments).env("BROKER_PLUGINS", plugins).stdin(Stdio::null()).status().unwrap();
+    let status = command
+        .args(arguments)
+        .env("BROKER_PLUGINS", plugins)
+        .env("BROKER_TLS", tls)
+        .stdin(Stdio::null())
+        .status()
+        .unwrap();
     assert!(status.success(), "scripts/broker {arguments:?}");
 }
 

@@ -34,7 +34,7 @@ pub enum Deed {
 impl Deed {
     /// Replays to the prefix of these settings.
     pub fn replay(broker: &BrokerSettings) -> Self {
-        let publisher = AmqpPublisher::to_what_is_there(&broker.broker);
+        let publisher = AmqpPublisher::to_what_is_there(&broker.url());
         Self::Replay(publisher, Topology::of(&broker.prefix).actions)
     }
 
@@ -97,7 +97,7 @@ pub async fn act(options: &ActOptions, rate: Option<NonZeroU32>, deed: Deed) -> 
     }
     drop(letters);
 
-    let mut walk = QueueWalk::begin(&options.broker.broker, &dead_queue(&options.broker)).await?;
+    let mut walk = QueueWalk::begin(&options.broker.url(), &dead_queue(&options.broker)).await?;
     let (sender, waiting) = mpsc::channel(WAITING_MAX);
     let doing = tokio::spawn(do_all(deed, waiting, progress_bar(total as u64, verb)));
     // Only what was counted, and confirmed, is touched: the queue may hold others by now.
