@@ -1,7 +1,6 @@
 """The actions that are measured, and the seed's commands for the same."""
 import base64
 import os
-import pathlib
 import random
 import shlex
 import uuid
@@ -9,7 +8,14 @@ import uuid
 HERE = os.path.dirname(os.path.abspath(__file__))
 SUFFIX = "-ssh"
 CONTENT = "- [ ] renew the certificate\n- [ ] call Bob about the backup\n"
-PROBE = pathlib.Path(HERE, "../src/driver/probe.py").read_text()
+PROBE = """\
+import socket, sys
+
+s = socket.create_connection((sys.argv[1], 22), 3)
+b = s.recv(128)
+s.close()
+sys.stdout.write(b.decode("latin1"))
+"""
 READ_MAX = "1048577"
 
 

@@ -8,6 +8,7 @@ mod engine;
 mod fleet;
 mod residents;
 mod script;
+mod secret;
 
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ use end::Mark;
 pub use engine::engine_hint;
 use engine::{Cause, End};
 pub use fleet::{Listed, Tool, Tools};
+use script::Leftover;
+use secret::Names;
 
 /// How much of a stream is kept, in bytes.
 const CAPTURE_BYTES_MAX: usize = 64 * 1024;
@@ -31,6 +34,9 @@ const CAPTURE_BYTES_MAX: usize = 64 * 1024;
 const STDERR_CHARS_MAX: usize = 256;
 /// How much of a banner a payload holds, in characters.
 const BANNER_CHARS_MAX: usize = 128;
+/// The largest content that stands in its call rather than after it, in bytes: a shell reads a line
+/// byte by byte, at about a microsecond each.
+const LINE_BYTES_MAX: usize = 2048;
 /// The status that stands for a timeout, as in coreutils' `timeout`.
 const STATUS_TIMEOUT: i32 = 124;
 /// The status that stands for a missing client program, as in a shell.
@@ -45,8 +51,10 @@ pub struct DriverOptions {
     pub container_suffix: String,
     /// The time limit of one action.
     pub time_max: Duration,
-    /// Common to all workers that share their deckies: by it one finds what another left running there.
+    /// A secret that the workers of a fleet share: by it one finds what another left in a decky.
     pub fleet: String,
+    /// Whether links in a path are followed: for a read all of them, for a change those that only root can have made.
+    pub follow_links: bool,
 }
 
 /// Performs actions through the engine's client program.
@@ -74,19 +82,16 @@ pub struct Aborted;
 struct Inside<'a> {
     decky: &'a DeckyName,
     argv: &'a [&'a str],
-    stdin: Option<Vec<u8>>,
+    stdin: Vec<u8>,
     stdout_bytes_max: usize,
     mark: &'a Mark,
-    /// Whether `argv` itself bears the mark; the environment does else.
-    is_marked: bool,
     /// What is to be removed where the command had to be ended.
-    temporary: Option<&'a str>,
+    leftover: Option<Leftover>,
 }
 
 impl<'a> Inside<'a> {
-    fn new(decky: &'a DeckyName, argv: &'a [&'a str], mark: &'a Mark) -> Self {
-        let (stdin, temporary) = (None, None);
-        Self { decky, argv, stdin, stdout_bytes_max: CAPTURE_BYTES_MAX, mark, is_marked: false, temporary }
+    fn fed(decky: &'a DeckyName, argv: &'a [&'a str], stdin: Vec<u8>, mark: &'a Mark) -> Self {
+        Self { decky, argv, stdin, stdout_bytes_max: CAPTURE_BYTES_MAX, mark, leftover: None }
     }
 }
 
@@ -147,41 +152,44 @@ impl<R: RunCommand> Driver<R> {
     pub async fn clear(&self, decky: &DeckyName) {
         let container = format!("{decky}{}", self.options.container_suffix);
         let mark = Mark::common(&self.options.fleet, decky);
-        end::end_inside(&self.commands, &self.options, &container, "sh", &mark, None).await;
+        end::end_inside(&self.commands, &self.options, &container, false, &mark, None).await;
     }
 
     fn mark(&self, decky: &DeckyName) -> Mark {
         Mark::of(&self.options.fleet, decky)
     }
 
+    /// Makes a change by an exec of its own.
     async fn change(&self, action: &Action, change: &Change) -> Result<Run, Aborted> {
-        let mark = self.mark(action.executing_decky());
-        // Workers plant beside each other in one directory: each plant has a name of its own there.
-        let name = Mark::draw();
-        match change.plant(action, name.as_str()) {
-            None => {
-                let argv = ["rm", "-f", "--", change::path_of(action)];
-                self.exec_inside(Inside::new(action.executing_decky(), &argv, &mark)).await
+        let run = self.change_by(action, change, true).await?;
+        let is_done = run.failure.as_ref().is_none_or(|failure| failure.class != FailureClass::Command);
+        // Each program first says that its call has arrived; a python that does not is not relied on.
+        if is_done || !run.stdout.is_empty() { Ok(run) } else { self.change_by(action, change, false).await }
+    }
+
+    async fn change_by(&self, action: &Action, change: &Change, with_python: bool) -> Result<Run, Aborted> {
+        let decky = action.executing_decky();
+        let (mark, names) = (self.mark(decky), Names::draw(&self.options.fleet, decky));
+        let call = change.call(action, &names, self.options.follow_links);
+        let (argv, program) = script::changes(with_python);
+        // The empty line says that one call follows, and its content.
+        let mut stdin = format!("{program}\n");
+        match &call.file {
+            Some(file) if file.content.len() > LINE_BYTES_MAX => {
+                stdin += &call.line_before_content();
+                stdin += &base64_text(file.content);
             }
-            Some(plant) => {
-                let (script, temporary) = (plant.script(), plant.temporary());
-                let argv = ["sh", "-c", &script];
-                let inside = Inside {
-                    stdin: Some(base64_text(plant.content).into_bytes()),
-                    temporary: Some(&temporary),
-                    ..Inside::new(action.executing_decky(), &argv, &mark)
-                };
-                self.exec_inside(inside).await
-            }
+            _ => stdin += &call.line(),
         }
+        let leftover = Some(call.leftover());
+        let inside = Inside { leftover, ..Inside::fed(decky, &argv, stdin.into_bytes(), &mark) };
+        self.exec_inside(inside).await
     }
 
     async fn traffic(&self, action: &Action, traffic: &Traffic) -> Result<Outcome, Aborted> {
         let mark = self.mark(action.executing_decky());
-        // The mark stands in the probe as a comment: a process in the decky is known by its command line.
-        let probe = format!("{}#{}", script::PROBE, mark.as_str());
-        let argv = ["python3", "-c", &probe, &traffic.dst_ip.to_string()];
-        let inside = Inside { is_marked: true, ..Inside::new(action.executing_decky(), &argv, &mark) };
+        let stdin = script::probe(&traffic.dst_ip.to_string()).into_bytes();
+        let inside = Inside::fed(action.executing_decky(), &script::PYTHON, stdin, &mark);
         let mut run = self.exec_inside(inside).await?;
         if run.failure.is_none() && !run.stdout.starts_with(b"SSH-") {
             run.failure = Some(Failure::new(FailureClass::Command, "what answered on port 22 is not ssh"));
@@ -198,11 +206,12 @@ impl<R: RunCommand> Driver<R> {
 
     async fn read(&self, action: &Action, read: &Read) -> Result<Outcome, Aborted> {
         let bytes_max = usize::try_from(read.bytes_max).unwrap_or(usize::MAX);
-        let ask = (read.bytes_max + 1).to_string();
         let mark = self.mark(action.executing_decky());
-        let argv = ["head", "-c", &ask, read.path.as_str()];
-        let inside =
-            Inside { stdout_bytes_max: bytes_max, ..Inside::new(action.executing_decky(), &argv, &mark) };
+        let script = script::read(read.path.as_str(), read.bytes_max + 1, self.options.follow_links);
+        let inside = Inside {
+            stdout_bytes_max: bytes_max,
+            ..Inside::fed(action.executing_decky(), &script::SCRIPT, script.into_bytes(), &mark)
+        };
         let mut run = self.exec_inside(inside).await?;
         if let Some(failure) = &mut run.failure
             && failure.class == FailureClass::Command
@@ -223,19 +232,12 @@ impl<R: RunCommand> Driver<R> {
 
     async fn exec_inside(&self, inside: Inside<'_>) -> Result<Run, Aborted> {
         let container = format!("{}{}", inside.decky, self.options.container_suffix);
-        let mut argv = vec![self.options.container_cli.clone(), "exec".to_owned()];
-        if inside.stdin.is_some() {
-            argv.push("-i".to_owned());
-        }
-        if !inside.is_marked {
-            argv.extend(inside.mark.environment());
-        }
-        argv.push(container.clone());
+        let mut argv = end::exec(&self.options, &container, inside.mark, true);
         argv.extend(inside.argv.iter().map(|word| (*word).to_owned()));
         let began = Utc::now();
         let running = self.commands.run(CommandLine {
             argv,
-            stdin: inside.stdin,
+            stdin: Some(inside.stdin),
             stdout_bytes_max: inside.stdout_bytes_max,
             stderr_bytes_max: CAPTURE_BYTES_MAX,
             time_max: self.options.time_max,
@@ -250,9 +252,9 @@ impl<R: RunCommand> Driver<R> {
                 &self.commands,
                 &self.options,
                 &container,
-                inside.argv[0],
+                inside.argv[0] == script::PYTHON[0],
                 inside.mark,
-                inside.temporary,
+                inside.leftover.as_ref(),
             )
         };
         match ended {

@@ -2,16 +2,16 @@
 
 mod support;
 
-use std::collections::VecDeque;
 use std::process::Command;
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use deckswain::action::{Action, DeckyName, DecodeOptions};
-use deckswain::driver::{Attempt, Batch, Driver, DriverOptions, Next, can_share};
-use deckswain::result::{ContainerProcess, FailureClass, Outcome};
+use deckswain::driver::{Attempt, Driver, DriverOptions, can_share};
+use deckswain::result::{ContainerProcess, FailureClass};
 use deckswain::subprocess::{HostCommands, TURNS_AHEAD};
 use serde_json::{Value, json};
+use support::batch::{All, Done};
 use support::{OwnDecky, docker, file, fresh_directory, inside, with};
 use uuid::Uuid;
 
@@ -25,63 +25,18 @@ fn driver_with(container_cli: &str, timeout: &str) -> Driver<HostCommands> {
         container_suffix: "-ssh".to_owned(),
         time_max: humantime::parse_duration(timeout).unwrap(),
         fleet: "a-test".to_owned(),
+        follow_links: true,
     };
     Driver::new(options, HostCommands)
 }
 
-/// What came of one action of a batch.
-struct Done {
-    index: usize,
-    outcome: Outcome,
-}
-
-/// Actions that are all there from the start.
-struct All<'a> {
-    waiting: VecDeque<(usize, Arc<Action>)>,
-    done: &'a mut Vec<Done>,
-    /// After so many that have ended none is begun.
-    done_max: usize,
-}
-
-impl Batch for All<'_> {
-    type Ticket = usize;
-
-    fn next(&mut self) -> Option<Next<usize>> {
-        let is_over = self.done.len() >= self.done_max;
-        let (ticket, action) = if is_over { None } else { self.waiting.pop_front() }?;
-        Some(Next { action, ticket, is_repeat: true })
-    }
-
-    fn ahead_max(&self) -> usize {
-        TURNS_AHEAD
-    }
-
-    fn expected(&self) -> usize {
-        self.waiting.len()
-    }
-
-    async fn wait(&mut self) -> bool {
-        false
-    }
-
-    fn may_begin(&self, _index: &usize) -> bool {
-        self.done.len() < self.done_max
-    }
-
-    fn done(&mut self, index: usize, outcome: Outcome, _span: (DateTime<Utc>, DateTime<Utc>)) {
-        self.done.push(Done { index, outcome });
-    }
-
-    fn not_begun(&mut self, _index: usize) {}
-}
-
 fn decoded(actions: &[Value]) -> Vec<Action> {
-    let decode = |action: &Value| {
-        let id = Uuid::new_v4().to_string();
+    let decode = |(at, action): (usize, &Value)| {
+        let id = Uuid::from_u128(at as u128 + 1).to_string();
         let options = DecodeOptions { message_id: Some(&id), content_bytes_max: 1 << 20 };
         Action::decode(action.to_string().as_bytes(), options).unwrap()
     };
-    actions.iter().map(decode).collect()
+    actions.iter().enumerate().map(decode).collect()
 }
 
 async fn batched(driver: &Driver<HostCommands>, actions: &[Action]) -> Vec<Done> {
@@ -275,17 +230,17 @@ async fn what_another_worker_of_the_fleet_left_in_a_decky_is_ended_and_nothing_e
     let (other, action) = (driver("60s"), decoded(&[read]).remove(0));
     let attempt = Attempt { now: Utc::now(), is_repeat: false };
     let hanging = tokio::spawn(async move { other.perform(&action, attempt).await });
-    let is_there = |what: &str| decky.processes().iter().any(|process| process.contains(what));
-    support::wait_until("it hangs", || is_there("head -c"));
+    let is_there = |what: &str| decky.processes().iter().any(|process| process.ends_with(what));
+    support::wait_until("it hangs", || is_there(" sh"));
     driver("8s").clear(&DeckyName::parse(&decky.name).unwrap()).await;
-    assert!(!is_there("head -c") && is_there("sleep 600"), "{:?}", decky.processes());
+    assert!(!is_there(" sh") && is_there(" sleep 600"), "{:?}", decky.processes());
     let outcome = hanging.await.unwrap().unwrap();
     assert_eq!(outcome.failure.map(|failure| failure.class), Some(FailureClass::Command));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plants_of_several_workers_into_one_directory_each_leave_their_own_bytes() {
-    let decky = OwnDecky::start();
+    let decky = without_python();
     let directory = fresh_directory(&decky.name);
     // Every plant stays half done for a second, so that all of them meet.
     let put = "mv /usr/bin/chmod /usr/bin/chmod.real; printf '#!/bin/sh\nsleep 1\nexec chmod.real \"$@\"\n' \

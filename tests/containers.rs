@@ -22,6 +22,7 @@ fn driver(container_cli: &str) -> Driver<HostCommands> {
         container_suffix: "-ssh".to_owned(),
         time_max: std::time::Duration::from_secs(20),
         fleet: "a-test".to_owned(),
+        follow_links: true,
     };
     Driver::new(options, HostCommands)
 }

@@ -17,10 +17,23 @@ const OBLIGING: &str = "printf 'SSH-2.0-OpenSSH_9.2p1\\r\\n'";
 
 /// Never answers an action; of the endings only the one by shell works, so that both are tried.
 const SLEEPING: &str = r#"case "$*" in
-*' python3 -c '*'/proc'*) exit 127;;
-*' sh -c read'*) printf gone;;
-*) exec sleep 600;;
-esac"#;
+*' python3 -IBSc '*) if grep -q SIGSTOP $n/stdin; then exit 127; fi;;
+*' sh -c read'*) if grep -q 'kill -STOP' $n/stdin; then printf gone; exit; fi;;
+esac
+exec sleep 600"#;
+
+/// How a command inside may be started: nothing in it tells what it does, or to which file.
+const STARTS: [&[&str]; 4] = [
+    &["sh"],
+    &["sh", "-c", r#"read -r c;eval "$(printf %b "$c")""#],
+    &["python3", "-IBSc", "import sys;exec(eval(sys.stdin.buffer.readline()))"],
+    &[
+        "sh",
+        "-c",
+        "command -v python3 >/dev/null 2>&1&&exec python3 -IBSc \
+         \"import sys;exec(eval(sys.stdin.buffer.readline()))\";read -r c;read -r c;eval \"$(printf %b \"$c\")\"",
+    ],
+];
 
 /// A container client that writes down what it is told.
 struct Client {
@@ -83,9 +96,14 @@ impl Call {
         Self { argv, stdin: std::fs::read(directory.join("stdin")).unwrap() }
     }
 
+    fn said(&self) -> String {
+        String::from_utf8_lossy(&self.stdin).into_owned()
+    }
+
     /// Everything that it carries into the decky, in lower case; base64 both as it is and decoded.
     fn texts(&self) -> Vec<String> {
-        let decoded = STANDARD.decode(&self.stdin).unwrap_or_default();
+        let last = self.stdin.split(|byte| *byte == b'\n').next_back().unwrap_or_default();
+        let decoded = STANDARD.decode(last).unwrap_or_default();
         self.argv
             .iter()
             .map(String::as_bytes)
@@ -94,8 +112,20 @@ impl Call {
             .collect()
     }
 
-    fn is(&self, inner: &str) -> bool {
-        self.argv.join(" ").contains(inner)
+    /// The tag in its environment, once its command line has been found to hold nothing further.
+    fn tag(&self) -> &str {
+        let argv: Vec<&str> = self.argv.iter().map(String::as_str).collect();
+        let ["exec", "-i", "-w", "/", "-e", tag, "web-01-ssh", inner @ ..] = &argv[..] else {
+            panic!("{argv:?}")
+        };
+        assert!(STARTS.contains(&inner), "{inner:?}");
+        let tag = tag.strip_prefix("XDG_SESSION_ID=").unwrap();
+        assert!(tag.len() == 16 && tag.bytes().all(|digit| digit.is_ascii_hexdigit()), "{tag}");
+        tag
+    }
+
+    fn ends_something(&self) -> bool {
+        self.said().contains("STOP")
     }
 }
 
@@ -107,6 +137,18 @@ fn assert_nothing_tells(calls: &[Call]) {
             }
         }
     }
+    // Anybody could work out a digest of public words.
+    let public = deckswain::result::sha256_hex(b"deckswain web-01");
+    let tags: Vec<&str> = calls.iter().map(Call::tag).collect();
+    assert!(tags.iter().all(|tag| tag[..8] == tags[0][..8] && tag[..8] != public[..8]), "{tags:?}");
+}
+
+/// Text as a call holds it.
+fn in_call(text: &str) -> String {
+    let plain = text.replace('\\', "\\\\").replace('\n', "\\n").replace('\'', "\\0047");
+    let byte =
+        |byte: u8| if byte.is_ascii() { char::from(byte).to_string() } else { format!("\\0{byte:03o}") };
+    format!(" '{}'", plain.bytes().map(byte).collect::<String>())
 }
 
 fn action(kind: &str, fields: Value) -> Value {
@@ -170,8 +212,8 @@ fn no_kind_of_action_tells_the_decky_what_it_is() {
     assert_eq!(ran.status.code(), Some(0), "{results:#?}");
     let calls = client.calls();
     assert_eq!(calls.len(), actions.len());
-    assert_eq!(STANDARD.decode(&calls[1].stdin).unwrap(), b"call back\n");
-    assert_eq!(calls[3].stdin, b"AAEC");
+    assert!(calls[1].said().contains(&in_call("call back\n")));
+    assert!(calls[3].said().contains(" '\\0000\\0001\\0002'"));
     assert_nothing_tells(&calls);
 }
 
@@ -194,9 +236,9 @@ fn no_class_of_edit_tells_the_decky_what_it_is() {
     let calls = client.calls();
     assert_eq!(calls.len(), actions.len());
     for (call, result) in calls.iter().zip(&results) {
-        let written = String::from_utf8(STANDARD.decode(&call.stdin).unwrap()).unwrap();
-        assert_eq!(result["payload"]["new_body"], written);
+        let written = result["payload"]["new_body"].as_str().unwrap();
         assert!(!written.is_empty());
+        assert!(call.said().contains(&in_call(written)), "{written}");
     }
     assert_nothing_tells(&calls);
 }
@@ -221,23 +263,23 @@ fn the_end_of_an_action_that_took_too_long_tells_the_decky_nothing() {
     let calls = client.calls();
     // A probe that hung has hung its python, so the shell is asked first, and that is enough.
     assert_eq!(calls.len(), 2 + (actions.len() - 1) * 3, "the action, then each way of ending it");
-    assert!(calls[1].is("sh -c") && calls[1].is("/proc"));
+    let ends_by = |call: &Call, program: &str| call.ends_something() && call.argv[7] == program;
+    assert!(ends_by(&calls[1], "sh"));
     for three in calls[2..].chunks(3) {
-        assert!(three[1].is("python3 -c") && three[1].is("/proc"));
-        assert!(three[2].is("sh -c") && three[2].is("/proc"));
+        assert!(ends_by(&three[1], "python3") && ends_by(&three[2], "sh"));
     }
     assert_nothing_tells(&calls);
 }
 
 #[test]
-fn traffic_runs_exactly_the_documented_command_line() {
+fn a_content_that_does_not_stand_in_its_call_follows_as_base64() {
     let client = Client::that(OBLIGING);
-    client.run("30s", &[traffic()]);
+    let content = "a line of a long file\n".repeat(1000);
+    client.run("30s", &[with(action("file", json!({"content": content})), &look())]);
     let calls = client.calls();
-    let argv: Vec<&str> = calls[0].argv.iter().map(String::as_str).collect();
-    let ["exec", "web-01-ssh", "python3", "-c", probe, "10.0.0.9"] = argv[..] else { panic!("{argv:?}") };
-    assert!(probe.starts_with("import socket"), "{probe}");
-    assert!(calls[0].stdin.is_empty());
+    let last = calls[0].stdin.split(|byte| *byte == b'\n').next_back().unwrap();
+    assert_eq!(STANDARD.decode(last).unwrap(), content.as_bytes());
+    assert_nothing_tells(&calls);
 }
 
 #[test]
@@ -250,6 +292,7 @@ fn looking_for_tools_tells_the_decky_nothing() {
         .unwrap();
     assert_eq!(checked.status.code(), Some(1));
     let calls = client.calls();
-    assert!(calls.iter().any(|call| call.is("exec") && call.is("touch -c")));
+    let calls: Vec<Call> = calls.into_iter().filter(|call| call.argv[0] == "exec").collect();
+    assert!(calls.iter().any(|call| call.said().contains("touch -c")));
     assert_nothing_tells(&calls);
 }

@@ -65,7 +65,7 @@ fn a_plant_that_hangs_midway_leaves_no_file_and_never_does_what_it_would_have_do
     // The watchers go on to their next command as soon as the sleeper is gone, if they are let.
     let put = "mv /usr/bin/chmod /usr/bin/chmod.real; printf '#!/bin/sh\\nmkfifo /tmp/p; sleep 30 >/tmp/p & for i in $(seq 80); do (read x </tmp/p; :> /srv/sentinel) & done; sleep 30; touch /srv/sentinel\\n' >/usr/bin/chmod; chmod.real +x /usr/bin/chmod";
     inside(&decky.name, &["sh", "-c", put]);
-    // An x in the mode is what takes a chmod.
+    inside(&decky.name, &["sh", "-c", "rm $(command -v python3)"]);
     hang(&decky, with(file(&decky.name, "/srv/f"), json!({"mode": "0755"})));
     assert_eq!(inside(&decky.name, &["ls", "-A", "/srv"]), b"");
 }

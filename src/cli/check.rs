@@ -121,9 +121,10 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
     let policy = check_settings(settings, &options.decky, &mut report);
     runtime()?.block_on(async {
         check_broker(settings, &mut report).await;
-        let driver = settings.driver.driver(&settings.broker.prefix);
+        let driver = settings.driver.driver(Some(&settings.broker))?;
         check_engine(&driver, settings, policy.as_ref(), &options.decky, &mut report).await;
-    });
+        Ok::<_, Failed>(())
+    })?;
     report.end()
 }
 

@@ -41,7 +41,7 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
     let worker = WorkerIdentity::new(format!("run-{}", std::process::id()));
     runtime()?.block_on(async {
         let (interrupted, abort) = watch::channel(false);
-        let driver = options.driver.driver("").abort_when(abort);
+        let driver = options.driver.driver(None)?.abort_when(abort);
         tokio::spawn(async move {
             if tokio::signal::ctrl_c().await.is_ok() {
                 interrupted.send_replace(true);

@@ -1,5 +1,6 @@
 //! Settings that more than one command takes.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueHint};
@@ -12,6 +13,9 @@ use crate::broker::Layout;
 use crate::driver::{Driver, DriverOptions};
 use crate::policy::{Policy, PolicyRules};
 use crate::subprocess::HostCommands;
+
+/// The shortest secret of a fleet, in bytes: 16 hexadecimal digits cannot be guessed.
+const FLEET_SECRET_BYTES_MIN: usize = 16;
 
 /// How the deckies are reached, and which of them.
 #[derive(Debug, Clone, Args)]
@@ -46,18 +50,46 @@ pub struct DriverSettings {
     /// Never touch paths that match this glob
     #[arg(long, value_name = "GLOB", env = "DECKSWAIN_DENY_PATH", value_delimiter = ',')]
     pub deny_path: Vec<String>,
+    /// File with a secret that the workers of a fleet share: names in deckies depend on it
+    #[arg(long, value_name = "FILE", env = "DECKSWAIN_FLEET_SECRET_FILE")]
+    pub fleet_secret_file: Option<PathBuf>,
 }
 
 impl DriverSettings {
-    /// A driver; `fleet` is the prefix of the workers that it works beside.
-    pub(super) fn driver(&self, fleet: &str) -> Driver<HostCommands> {
+    /// A driver that works beside the workers on `broker`, or beside none.
+    pub(super) fn driver(&self, broker: Option<&BrokerSettings>) -> Result<Driver<HostCommands>, Failed> {
         let options = DriverOptions {
             container_cli: self.container_cli.clone(),
             container_suffix: self.container_suffix.clone(),
             time_max: self.timeout,
-            fleet: fleet.to_owned(),
+            fleet: self.fleet_secret(broker)?,
+            // A rule is about the path as it is written, so no link may lead past it.
+            follow_links: self.allow_path.is_empty() && self.deny_path.is_empty(),
         };
-        Driver::new(options, HostCommands)
+        Ok(Driver::new(options, HostCommands))
+    }
+
+    /// The secret file's content, or the parts of the broker's URL and names that the workers of a fleet share.
+    fn fleet_secret(&self, broker: Option<&BrokerSettings>) -> Result<String, Failed> {
+        if let Some(path) = &self.fleet_secret_file {
+            let secret = std::fs::read_to_string(path).map_err(|error| Failed::to_read(path, &error))?;
+            let secret = secret.trim();
+            if secret.len() < FLEET_SECRET_BYTES_MIN {
+                return Err(Failed::usage("--fleet-secret-file cannot be used")
+                    .why(format!("{} holds fewer than {FLEET_SECRET_BYTES_MIN} bytes", path.display()))
+                    .hint("write one with `openssl rand -hex 32`"));
+            }
+            return Ok(secret.to_owned());
+        }
+        // Without a broker there is no fleet.
+        let Some(BrokerSettings { broker, prefix, .. }) = broker else {
+            return Ok(uuid::Uuid::new_v4().to_string());
+        };
+        let rest = broker.split_once("://").map_or(broker.as_str(), |(_, rest)| rest);
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let user = authority.rsplit_once('@').map_or("", |(user, _)| user);
+        let vhost = path.split('?').next().unwrap_or_default();
+        Ok(format!("{user}\0{vhost}\0{prefix}"))
     }
 
     pub(super) fn policy(&self) -> Result<Policy, Failed> {

@@ -172,7 +172,8 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
         // One decky that hangs is not to hold more than its share.
         ahead_max: usize::from(service.prefetch / service.concurrency).max(2),
     };
-    let (driver, policy) = (options.driver.driver(&options.broker.prefix), options.driver.policy()?);
+    let driver = options.driver.driver(Some(&options.broker))?;
+    let policy = options.driver.policy()?;
     let follower = options.layout.local.then(|| (driver.clone(), policy.clone()));
     let (abort, aborted) = watch::channel(false);
     let pipeline = Arc::new(Pipeline::new(driver, policy, publisher.clone(), pipeline_options, aborted));

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use super::{Aborted, Attempt, Change, Driver, Mark, Run, change, end, script};
+use super::script::{self, Leftover};
+use super::secret::Names;
+use super::{Aborted, Attempt, Change, Driver, DriverOptions, Mark, Run, end};
 use crate::action::{Action, DeckyName, Task};
 use crate::result::Outcome;
 use crate::subprocess::{CommandLine, Dialogue, Ended, RunCommand};
@@ -31,8 +33,7 @@ pub fn can_share(action: &Action) -> bool {
         Task::Remove(_) => 0,
         Task::Traffic(_) | Task::Read(_) => return false,
     };
-    // A line of the batch cannot hold a line end; the content's are escaped, a path's are not.
-    bytes <= CONTENT_BYTES_MAX && action.path().is_some_and(|path| !path.as_str().contains('\n'))
+    bytes <= CONTENT_BYTES_MAX
 }
 
 /// The next action of a batch.
@@ -83,27 +84,22 @@ struct Line<T> {
     action: Arc<Action>,
     ticket: T,
     change: Change,
-    temporary: Option<String>,
+    leftover: Option<Leftover>,
 }
 
 impl<T> Line<T> {
-    /// The line and its text; the name beside the target is drawn anew each time it is sent.
-    fn text(&mut self) -> Vec<u8> {
-        let mark = Mark::draw();
-        let plant = self.change.plant(&self.action, mark.as_str());
-        let text = match &plant {
-            Some(plant) => plant.line(),
-            None => script::removal(change::path_of(&self.action)),
-        };
-        self.temporary = plant.map(|plant| plant.temporary());
-        let mut text = text.into_bytes();
-        text.push(b'\n');
-        text
+    /// The line's text; the names beside the target are drawn anew each time it is sent.
+    fn text(&mut self, options: &DriverOptions) -> Vec<u8> {
+        let names = Names::draw(&options.fleet, self.action.executing_decky());
+        let call = self.change.call(&self.action, &names, options.follow_links);
+        self.leftover = Some(call.leftover());
+        call.line().into_bytes()
     }
 }
 
 /// The lines of a batch: those that are still to be sent again, and those that have been sent.
-struct Lines<B: Batch> {
+struct Lines<'a, B: Batch> {
+    options: &'a DriverOptions,
     batch: B,
     again: VecDeque<Line<B::Ticket>>,
     sent: VecDeque<Line<B::Ticket>>,
@@ -115,11 +111,11 @@ struct Lines<B: Batch> {
     answered: usize,
 }
 
-impl<B: Batch> Lines<B> {
-    fn new(batch: B) -> Self {
+impl<'a, B: Batch> Lines<'a, B> {
+    fn new(batch: B, options: &'a DriverOptions) -> Self {
         let (again, sent) = (VecDeque::new(), VecDeque::new());
         let answers = Answers::new("");
-        Self { batch, again, sent, answers, began: Utc::now(), count: 0, bytes: 0, answered: 0 }
+        Self { options, batch, again, sent, answers, began: Utc::now(), count: 0, bytes: 0, answered: 0 }
     }
 
     /// The next line to send.
@@ -135,7 +131,7 @@ impl<B: Batch> Lines<B> {
             self.count += 1;
             let now = Utc::now();
             match Change::of(&action, Attempt { now, is_repeat }) {
-                Ok(change) => return Some(Line { action, ticket, change, temporary: None }),
+                Ok(change) => return Some(Line { action, ticket, change, leftover: None }),
                 Err(outcome) => self.batch.done(ticket, outcome, (now, now)),
             }
         }
@@ -165,13 +161,13 @@ impl<B: Batch> Lines<B> {
     }
 }
 
-impl<B: Batch> Dialogue for &mut Lines<B> {
+impl<B: Batch> Dialogue for &mut Lines<'_, B> {
     fn next_turn(&mut self) -> Option<Vec<u8>> {
         if self.sent.len() >= self.batch.ahead_max() {
             return None;
         }
         let mut line = self.next()?;
-        let text = line.text();
+        let text = line.text(self.options);
         self.bytes += text.len();
         self.sent.push_back(line);
         Some(text)
@@ -200,7 +196,7 @@ impl<R: RunCommand> Driver<R> {
     /// container went away; one that was due when the exec broke off is tried alone. `Err` means that the
     /// program stops at once: lines without an outcome go back to where they came from.
     pub async fn perform_batch(&self, batch: impl Batch) -> Result<(), Aborted> {
-        let mut lines = Lines::new(batch);
+        let mut lines = Lines::new(batch, &self.options);
         let mut with_python = true;
         loop {
             let Some(first) = lines.next() else { return Ok(()) };
@@ -226,7 +222,7 @@ impl<R: RunCommand> Driver<R> {
                     with_python = false;
                     lines.began = Utc::now();
                     due.change.may_be_made();
-                    let run = self.change(&due.action, &due.change).await?;
+                    let run = self.change_by(&due.action, &due.change, with_python).await?;
                     lines.tell(due, run);
                 }
                 Ending::Broken => lines.batch.not_begun(due.ticket),
@@ -238,23 +234,22 @@ impl<R: RunCommand> Driver<R> {
     /// Sends lines to one exec; `None` where all of them were answered.
     async fn exec_batch<B: Batch>(
         &self,
-        lines: &mut Lines<B>,
+        lines: &mut Lines<'_, B>,
         decky: &DeckyName,
         with_python: bool,
     ) -> Result<Option<Ending>, Aborted> {
         let mark = self.mark(decky);
         let code = Mark::draw();
         let container = format!("{decky}{}", self.options.container_suffix);
-        let mut argv = vec![self.options.container_cli.clone(), "exec".to_owned(), "-i".to_owned()];
-        argv.extend(mark.environment());
-        argv.push(container.clone());
-        argv.extend(script::batch(with_python).map(ToOwned::to_owned));
+        let (inner, program) = script::changes(with_python);
+        let mut argv = end::exec(&self.options, &container, &mark, true);
+        argv.extend(inner.map(ToOwned::to_owned));
         lines.answers = Answers::new(code.as_str());
         lines.answered = 0;
         let began = Utc::now();
         let command = CommandLine {
             argv,
-            stdin: Some(format!("{}\n", code.as_str()).into_bytes()),
+            stdin: Some(format!("{program}{}\n", code.as_str()).into_bytes()),
             stdout_bytes_max: 0,
             stderr_bytes_max: super::CAPTURE_BYTES_MAX,
             time_max: self.options.time_max,
@@ -263,9 +258,9 @@ impl<R: RunCommand> Driver<R> {
             ended = self.commands.converse(command, &mut *lines) => Some(ended),
             () = self.aborted() => None,
         };
-        let temporary = lines.sent.front().and_then(|line| line.temporary.as_deref());
+        let leftover = lines.sent.front().and_then(|line| line.leftover.as_ref());
         let end_inside =
-            || end::end_inside(&self.commands, &self.options, &container, "sh", &mark, temporary);
+            || end::end_inside(&self.commands, &self.options, &container, false, &mark, leftover);
         let ending = match ended {
             None => {
                 end_inside().await;

@@ -3,7 +3,9 @@
 use chrono::{DateTime, Utc};
 use serde_json::json;
 
-use super::{Attempt, Run, script};
+use super::script::{self, NewFile};
+use super::secret::Names;
+use super::{Attempt, Run};
 use crate::action::{Action, Edit, Look, Task};
 use crate::realism::{ContentClass, next_body};
 use crate::result::{Failure, FailureClass, Outcome, sha256_hex};
@@ -14,14 +16,14 @@ pub struct Change {
     new_body: Option<String>,
     /// Of the content; a removal has none.
     sha256: Option<String>,
-    /// What the file may hold beforehand, if that matters, as hex digests.
-    expected_sha256: Option<String>,
+    /// What the file may hold beforehand, if that matters: size and hex digest of each.
+    expected: Option<String>,
 }
 
 impl Change {
     /// The change that an action asks for on an occasion; `Err` is the outcome of one that cannot be.
     pub fn of(action: &Action, Attempt { now, is_repeat }: Attempt) -> Result<Self, Outcome> {
-        let (mut new_body, mut expected_sha256) = (None, None);
+        let (mut new_body, mut expected) = (None, None);
         let sha256 = match &action.task {
             Task::File(file) => Some(sha256_hex(&file.content)),
             Task::Edit(edit) => {
@@ -29,10 +31,11 @@ impl Change {
                 let sha256 = sha256_hex(body.as_bytes());
                 let previous = || {
                     let sha256_previous = sha256_hex(edit.previous_body.as_bytes());
+                    let previous = format!("{} {sha256_previous}", edit.previous_body.len());
                     // The edit may have been made by a worker that had no time to say so.
-                    if is_repeat { format!("{sha256_previous} {sha256}") } else { sha256_previous }
+                    if is_repeat { format!("{previous} {} {sha256}", body.len()) } else { previous }
                 };
-                expected_sha256 = edit.expect_previous.then(previous);
+                expected = edit.expect_previous.then(previous);
                 new_body = Some(body);
                 Some(sha256)
             }
@@ -44,15 +47,15 @@ impl Change {
                 ));
             }
         };
-        Ok(Self { new_body, sha256, expected_sha256 })
+        Ok(Self { new_body, sha256, expected })
     }
 
     /// From here on an edit also takes its own body for the previous one: it may have been made already.
     pub fn may_be_made(&mut self) {
-        if let (Some(expected), Some(sha256)) = (&mut self.expected_sha256, &self.sha256)
+        if let (Some(expected), Some(sha256), Some(body)) = (&mut self.expected, &self.sha256, &self.new_body)
             && !expected.contains(sha256.as_str())
         {
-            *expected = format!("{expected} {sha256}");
+            *expected = format!("{expected} {} {sha256}", body.len());
         }
     }
 
@@ -64,17 +67,16 @@ impl Change {
         }
     }
 
-    /// The plant that it needs under the given mark; a removal needs none.
-    pub fn plant<'a>(&'a self, action: &'a Action, mark: &'a str) -> Option<script::Plant<'a>> {
-        let ((content, Some(look)), Some(path)) = (self.content(action), action.path()) else { return None };
-        Some(script::Plant {
-            path: path.as_str(),
-            directory: path.directory(),
-            mark,
-            content,
-            look,
-            expected_sha256: self.expected_sha256.as_deref(),
-        })
+    /// The call that makes it, with names drawn for it.
+    pub fn call<'a>(&'a self, action: &'a Action, names: &'a Names, links: bool) -> script::Call<'a> {
+        let file = match self.content(action) {
+            (_, None) => None,
+            (content, Some(look)) => {
+                let expected = self.expected.as_deref();
+                Some(NewFile { content, look, fraction: fraction_of(action), expected })
+            }
+        };
+        script::Call { path: path_of(action), names, links, file }
     }
 
     /// What the action came to, from what its command came to.
@@ -102,6 +104,13 @@ impl Change {
         }
         run.outcome(payload, self.sha256.clone())
     }
+}
+
+/// The fraction of a second of a file's time where the action's has none: real files have one, and the
+/// same action twice leaves the same file.
+fn fraction_of(action: &Action) -> u32 {
+    const NANOSECONDS: u128 = 1_000_000_000;
+    u32::try_from(action.id.as_u128() % (NANOSECONDS - 1) + 1).unwrap_or(1)
 }
 
 /// The path that a change is of.

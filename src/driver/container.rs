@@ -297,6 +297,7 @@ mod tests {
             container_suffix: "-ssh".to_owned(),
             time_max: Duration::from_secs(8),
             fleet: "a-test".to_owned(),
+            follow_links: true,
         };
         Driver::new(options, Asked(after, Mutex::default()))
     }

@@ -1,18 +1,17 @@
 import os, signal, sys, time
 
-mark = sys.stdin.buffer.readline().strip()
-temporary = sys.stdin.buffer.read()
+tag, outer, inner = (sys.stdin.buffer.readline().strip() for _ in range(3))
+directory = sys.stdin.buffer.read()
+me = os.geteuid()
 
 
+# Children inherit the tag; an argument that quotes it means nothing.
 def holds(pid):
-    for name in ("cmdline", "environ"):
-        try:
-            with open("/proc/%d/%s" % (pid, name), "rb") as file:
-                if mark in file.read():
-                    return True
-        except OSError:
-            pass
-    return False
+    try:
+        with open("/proc/%d/environ" % pid, "rb") as file:
+            return any(pair.startswith(b"XDG_SESSION_ID=" + tag) for pair in file.read().split(b"\0"))
+    except OSError:
+        return False
 
 
 def session(pid):
@@ -44,9 +43,39 @@ for _ in range(40):
         except OSError:
             pass
     time.sleep(0.01)
-if temporary:
+
+
+# Removes what was staged; only this user can have put the inner name in a directory of its own.
+def clean():
+    import shutil
+
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    os.chdir(directory)
+    if os.getcwdb() != directory:
+        return
+    here = os.stat(".")
+    found = os.lstat(outer)
+    if found.st_uid != me:
+        return
+    if not os.path.isdir(outer):
+        if here.st_uid == me and not here.st_mode & 0o22:
+            os.unlink(outer)
+        return
+    folder = os.open(outer, flags)
+    found = os.fstat(folder)
+    if found.st_uid == me and found.st_mode & 0o777 == 0o700:
+        if os.fsdecode(inner) in os.listdir(folder):
+            if os.path.isdir(b"/proc/self/fd/%d/%s" % (folder, inner)):
+                shutil.rmtree(inner, dir_fd=folder)
+            else:
+                os.unlink(inner, dir_fd=folder)
+        os.rmdir(outer)
+    os.utime(".", ns=(here.st_atime_ns, here.st_mtime_ns))
+
+
+if outer:
     try:
-        os.unlink(temporary)
+        clean()
     except OSError:
         pass
 sys.stdout.write("left" if left else "gone")

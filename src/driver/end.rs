@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{DriverOptions, script};
+use super::script::{self, Leftover};
+use super::{DriverOptions, secret::keyed};
 use crate::action::DeckyName;
-use crate::result::{ContainerProcess, sha256_hex};
+use crate::result::ContainerProcess;
 use crate::subprocess::{CommandLine, Ended, RunCommand};
 
 /// How long the decky may take to end the command.
@@ -14,27 +15,27 @@ use crate::subprocess::{CommandLine, Ended, RunCommand};
 /// An exec costs 80 to 90 ms on two idle cores; a busy engine needs a few times that.
 const END_TIME_MAX: Duration = Duration::from_millis(3000);
 
-/// Letters and digits by which a command's processes are found again.
+/// Digits by which a command's processes are found again, in an environment variable that children inherit.
 pub struct Mark(String);
 
-/// How many of a mark's digits all commands of a fleet's workers in a decky have in common.
+/// How many of a tag's digits all commands of a fleet's workers in a decky have in common.
 const COMMON_DIGITS: usize = 8;
 
 impl Mark {
-    /// A fresh mark that a decky cannot guess beforehand.
+    /// A fresh tag that a decky cannot guess beforehand.
     pub fn draw() -> Self {
         Self(Uuid::new_v4().simple().to_string()[..16].to_owned())
     }
 
-    /// A fresh mark that begins as all those do that a fleet's workers use in the decky.
+    /// A fresh tag that begins as all those do that a fleet's workers use in the decky.
     pub fn of(fleet: &str, decky: &DeckyName) -> Self {
         Self(Self::common(fleet, decky).0 + &Self::draw().0[COMMON_DIGITS..])
     }
 
-    /// How all marks begin that a fleet's workers use in the decky.
+    /// How all tags begin that a fleet's workers use in the decky; only who has the secret can tell.
     pub fn common(fleet: &str, decky: &DeckyName) -> Self {
-        let digest = sha256_hex(format!("{fleet} {decky}").as_bytes());
-        Self(digest[..COMMON_DIGITS].to_owned())
+        let digits: String = keyed(fleet, "tag", decky).iter().map(|byte| format!("{byte:02x}")).collect();
+        Self(digits[..COMMON_DIGITS].to_owned())
     }
 
     /// The letters.
@@ -48,29 +49,26 @@ impl Mark {
     }
 }
 
-/// Freezes what bears the mark, then kills it, and removes the temporary file; tells whether the decky says that all is gone.
+/// Freezes the processes that bear the tag, then kills them, and removes the leftover; tells whether the decky says that all is gone.
 ///
 /// Killed one after the other, a parent whose child goes first would go on to its next command.
 pub async fn end_inside<R: RunCommand>(
     commands: &R,
     options: &DriverOptions,
     container: &str,
-    interpreter: &str,
+    runs_python: bool,
     mark: &Mark,
-    temporary: Option<&str>,
+    leftover: Option<&Leftover>,
 ) -> ContainerProcess {
-    let mut ways = [["python3", "-c", script::END_PYTHON], ["sh", "-c", script::END_SHELL]];
-    if interpreter == ways[0][0] {
-        // What has just hung is asked last.
+    let mut ways = script::endings(mark.as_str(), leftover);
+    if runs_python {
+        // The interpreter that has just hung is asked last.
         ways.reverse();
     }
-    for inner in ways {
-        // The mark lets a second way end the first one where that hangs too.
-        let mut argv = vec![options.container_cli.clone(), "exec".to_owned(), "-i".to_owned()];
-        argv.extend(mark.environment());
-        argv.push(container.to_owned());
+    for (inner, stdin) in ways {
+        // The tag lets a second way end the first one where that hangs too.
+        let mut argv = exec(options, container, mark, true);
         argv.extend(inner.map(ToOwned::to_owned));
-        let stdin = format!("{}\n{}", mark.as_str(), temporary.unwrap_or_default());
         let ended = commands
             .run(CommandLine {
                 argv,
@@ -85,4 +83,17 @@ pub async fn end_inside<R: RunCommand>(
         }
     }
     ContainerProcess::Unknown
+}
+
+/// The client's command for an exec, up to the command inside. It works in `/`: the decky may have
+/// removed the directory that its image names.
+pub fn exec(options: &DriverOptions, container: &str, mark: &Mark, has_input: bool) -> Vec<String> {
+    let mut argv = vec![options.container_cli.clone(), "exec".to_owned()];
+    if has_input {
+        argv.push("-i".to_owned());
+    }
+    argv.extend(["-w".to_owned(), "/".to_owned()]);
+    argv.extend(mark.environment());
+    argv.push(container.to_owned());
+    argv
 }

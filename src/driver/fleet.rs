@@ -1,7 +1,7 @@
 //! Which deckies the engine has, and whether they have what the actions need.
 
 use super::engine::{Cause, End};
-use super::{Driver, Inside, Run};
+use super::{Driver, Inside, Run, script};
 use crate::action::DeckyName;
 use crate::result::{Failure, FailureClass};
 use crate::subprocess::{CommandLine, Ended, RunCommand};
@@ -51,21 +51,22 @@ const fn tool(name: &'static str, needed_for: &'static str, trial: &'static str)
 }
 
 /// Beside `sh`, which runs the trials. Nothing can come to be under `/proc`, so `touch` leaves nothing.
-const TOOLS: [Tool; 13] = [
+const TOOLS: [Tool; 14] = [
     tool("base64", "file, edit", "[ \"$(printf aGk= | base64 -d)\" = hi ]"),
     tool("mkdir", "file, edit", "command -v mkdir"),
     tool("rmdir", "file, edit", "command -v rmdir"),
     tool("mv", "file, edit", "command -v mv"),
     tool("chmod", "file, edit", "command -v chmod"),
     tool("wc", "file, edit", "[ $(printf hi | wc -c) -eq 2 ]"),
-    tool("touch", "file, edit with mtime", "TZ=UTC0 touch -c -t 202001010000.00 /proc/self/none"),
+    tool("stat", "file, edit, remove", "stat -c '%a,%x,%y' / && stat -L -c %d:%i ."),
+    tool("touch", "file, edit, remove", "TZ=UTC0 touch -c -m -d '2020-01-01 00:00:00' /proc/self/none"),
     tool("chown", "file, edit with owner", "command -v chown"),
     tool("sha256sum", "edit with expect_previous", "printf hi | sha256sum"),
-    tool("cut", "edit with expect_previous", "[ \"$(printf hi | cut -c1-1)\" = h ]"),
+    tool("readlink", "paths with links", "command -v readlink"),
     tool("head", "read", "[ \"$(printf hi | head -c 1)\" = h ]"),
     tool("rm", "remove, file, edit", "command -v rm"),
-    // Without -B python could leave compiled modules behind.
-    tool("python3", "traffic", "python3 -B -c 'import socket'"),
+    // Without these flags python could leave compiled modules behind, or take modules of the decky's.
+    tool("python3", "traffic", "python3 -IBSc 'import socket'"),
 ];
 
 fn trials() -> String {
@@ -101,7 +102,8 @@ impl<R: RunCommand> Driver<R> {
     pub async fn tools(&self, decky: &DeckyName) -> Result<Tools, Failure> {
         let mark = self.mark(decky);
         let script = trials();
-        let ran = self.exec_inside(Inside::new(decky, &["sh", "-c", &script], &mark)).await;
+        let inside = Inside::fed(decky, &script::SCRIPT, script.into_bytes(), &mark);
+        let ran = self.exec_inside(inside).await;
         let run = ran.map_err(|_| Failure::new(FailureClass::Infrastructure, "interrupted"))?;
         if let Some(failure) = run.failure {
             return Err(failure);

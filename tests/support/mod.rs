@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of this module")]
 
+pub mod batch;
 pub mod engine;
 pub mod faults;
 pub mod own_broker;
