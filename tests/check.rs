@@ -4,10 +4,11 @@ mod support;
 
 use std::collections::BTreeSet;
 
+use lapin::options::QueueDeleteOptions;
 use serde_json::{Value, json};
 use support::faults::Cell;
 use support::own_broker::User;
-use support::tool::{command, json_lines, text, tool, tool_fed};
+use support::tool::{bury, command, json_lines, text, tool, tool_fed};
 use support::{OwnDecky, alpha, docker, inside, part};
 
 /// The lines, by what they are about.
@@ -45,7 +46,7 @@ async fn a_set_up_that_works_has_no_failure_and_looking_leaves_nothing_behind() 
         ("settings", "at once"),
         ("broker", "virtual host /, as guest"),
         ("topology", "all 11 exchanges and queues"),
-        ("permissions", "declare, publish and consume"),
+        ("permissions", "may publish and consume; a worker has nothing to declare"),
         ("engine", "version"),
         (decky.as_str(), "every kind"),
     ] {
@@ -156,9 +157,57 @@ async fn permissions_that_a_worker_lacks_are_named_and_one_with_the_least_works(
     let (status, lines) = checked(&cell, &["--broker", &limited]);
     assert_eq!(status, 0, "{lines:#?}");
     holds(of(&lines, "topology")[0], "ok", "may not compare");
+    holds(of(&lines, "permissions")[0], "ok", "has nothing to declare");
     cell.broker_of_worker = limited;
     let worker = cell.worker(&[]);
     let action = json!({"kind": "remove", "dst_uuid": "d-1", "dst_name": "web-01", "path": "/m/1"});
     assert_eq!(json_lines(&tool_fed(&cell, &["submit", "--wait"], &action.to_string()))[0]["success"], true);
     assert_eq!(worker.stop(), 0);
+
+    // A queue that is missing does not come by waiting.
+    let (connection, channel) = cell.connect().await;
+    let retry = format!("{prefix}.retry.5s");
+    channel.queue_delete(&retry, QueueDeleteOptions::default()).await.unwrap();
+    connection.close(200, "done").await.unwrap();
+    let mut worker = cell.worker_starting(&[]);
+    worker.wait_for_line(&format!("failed to declare queue {retry}"));
+    worker.wait_for_line("it is missing, and this user may not declare it");
+    assert_eq!(worker.wait(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn planner_watcher_and_operator_need_no_more_than_the_documented_permissions() {
+    let mut cell = Cell::new("check: least permissions");
+    let user = User::named(&format!("l-{}", cell.prefix));
+    let prefix = cell.prefix.clone();
+    assert_eq!(cell.worker(&[]).stop(), 0);
+    bury(&cell, 3).await;
+    cell.broker = user.url(&cell.broker);
+    let action =
+        json!({"kind": "remove", "dst_uuid": "d-1", "dst_name": "web-01", "path": "/m/1"}).to_string();
+
+    // The planner.
+    user.may("^$", &format!(r"^{prefix}\.actions$"), "^$");
+    assert!(tool_fed(&cell, &["submit"], &action).status.success());
+    let watching = tool_fed(&cell, &["submit", "--wait"], &action);
+    assert_eq!(watching.status.code(), Some(3));
+    let said = text(&watching.stderr);
+    assert!(
+        said.contains(&format!(r"configure and write on ^amq\.gen-, read on that and on {prefix}.results")),
+        "{said}"
+    );
+
+    // The watcher; with the planner's permissions on top, `submit --wait`.
+    let write = format!(r"^{prefix}\.actions$|^amq\.gen-");
+    user.may(r"^amq\.gen-", &write, &format!(r"^amq\.gen-|^{prefix}\.results$"));
+    let waited = tool_fed(&cell, &["submit", "--wait", "--wait-timeout", "100ms"], &action);
+    let said = text(&waited.stderr);
+    assert!(waited.status.code() == Some(1) && said.contains("no result of"), "{said}");
+
+    // The operator.
+    let dead = format!(r"^{prefix}\.dead$");
+    user.may(&dead, &format!(r"^{prefix}\.actions$"), &dead);
+    assert_eq!(json_lines(&tool(&cell, &["dead-letters", "list", "--json"])).len(), 3);
+    let replayed = tool(&cell, &["dead-letters", "replay", "--yes"]);
+    assert!(replayed.status.success(), "{}", text(&replayed.stderr));
 }

@@ -214,7 +214,11 @@ async fn check_broker(settings: &worker::Options, report: &mut Report) {
     match lacking(url, &topology).await {
         Err(error) => report.failed("permissions", error.into()),
         Ok(lacking) if lacking.is_empty() => {
-            report.ok("permissions", "the user may declare, publish and consume what a worker does");
+            let said = match states.contains(&State::Missing) {
+                true => "the user may declare what is missing, publish and consume",
+                false => "the user may publish and consume; a worker has nothing to declare",
+            };
+            report.ok("permissions", said);
         }
         Ok(lacking) => {
             for permission in [Permission::Configure, Permission::Write, Permission::Read] {

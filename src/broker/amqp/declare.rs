@@ -220,8 +220,21 @@ async fn or_else_there(
     look: impl Future<Output = lapin::Result<()>>,
 ) -> Result<(), BrokerError> {
     match timeout(ANSWER_TIME_MAX, declare).await {
-        Ok(Err(error)) if reply_code(&error) == Some(ACCESS_REFUSED) => answer(what, look).await,
+        Ok(Err(error)) if reply_code(&error) == Some(ACCESS_REFUSED) => look_instead(what, look).await,
         Ok(other) => answer(what, std::future::ready(other)).await,
+        Err(_) => Err(no_answer(what, ANSWER_TIME_MAX)),
+    }
+}
+
+/// Looks for something that the user may not declare; waiting does not bring it about.
+async fn look_instead(what: &str, look: impl Future<Output = lapin::Result<()>>) -> Result<(), BrokerError> {
+    match timeout(ANSWER_TIME_MAX, look).await {
+        Ok(Err(error)) if reply_code(&error) == Some(NOT_FOUND) => Err(refused(
+            format!("failed to {what}"),
+            "it is missing, and this user may not declare it",
+            "`deckswain topology --declare`, with the same settings, as a user who may",
+        )),
+        Ok(looked) => answer(what, std::future::ready(looked)).await,
         Err(_) => Err(no_answer(what, ANSWER_TIME_MAX)),
     }
 }

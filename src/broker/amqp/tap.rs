@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::{
     ANSWER_TIME_MAX, Flaws, NOT_FOUND, answer, away, no_answer, not_there, open_to_read, reply_code, said,
 };
-use crate::broker::{BrokerError, Topology};
+use crate::broker::{BrokerError, Topology, Trouble};
 
 /// A private copy of the results from the moment it is opened; it takes nothing from anyone.
 pub struct ResultsTap {
@@ -24,6 +24,11 @@ pub struct ResultsTap {
 impl ResultsTap {
     /// Opens a tap on all results whose routing key matches `key`.
     pub async fn open(url: &str, topology: &Topology, key: &str) -> Result<Self, BrokerError> {
+        let opened = Self::begin(url, topology, key).await;
+        opened.map_err(|error| name_permissions(error, &topology.results))
+    }
+
+    async fn begin(url: &str, topology: &Topology, key: &str) -> Result<Self, BrokerError> {
         let (connection, flaws) = open_to_read(url, "deckswain results").await?;
         let channel = answer("open a channel", connection.create_channel()).await?;
         let options =
@@ -64,5 +69,18 @@ impl ResultsTap {
     /// Closes the connection, and its queue with it.
     pub async fn close(self) {
         let _ = answer("close the connection", self.connection.close(200, "done")).await;
+    }
+}
+
+/// Names the permissions that watching needs, where the user lacks one of them.
+fn name_permissions(error: BrokerError, exchange: &str) -> BrokerError {
+    match error {
+        BrokerError::Refused(trouble) if trouble.why.contains("access to") => BrokerError::Refused(Trouble {
+            hint: format!(
+                "watching results goes by a private queue: configure and write on ^amq\\.gen-, read on that and on {exchange}; see docs/operations.md"
+            ),
+            ..trouble
+        }),
+        error => error,
     }
 }

@@ -182,6 +182,7 @@ impl Tls {
 }
 
 /// Connects to the address of a URL within `time_max`, over TLS where there is any.
+#[expect(clippy::result_large_err, reason = "the client library gives the error its size")]
 pub fn dial(
     tls: Option<Tls>,
     time_max: Duration,
