@@ -22,6 +22,8 @@ pub use topology::{
 pub const HEADER_ATTEMPT: &str = "x-deckswain-attempt";
 /// When the action was first delivered to a worker, RFC 3339.
 pub const HEADER_FIRST_SEEN: &str = "x-deckswain-first-seen";
+/// Counts how often workers whose engine never had the action's decky gave it to others.
+pub const HEADER_HANDED_BACK: &str = "x-deckswain-handed-back";
 
 /// The trace that a message belongs to, as W3C has it.
 pub const HEADER_TRACEPARENT: &str = "traceparent";
@@ -109,6 +111,15 @@ impl Properties {
     pub fn replays(&self) -> i64 {
         match self.headers.get(HEADER_REPLAYS) {
             Some(HeaderValue::Integer(replays)) => *replays,
+            _ => 0,
+        }
+    }
+
+    /// How often the action was handed back by workers whose engine never had its decky.
+    #[must_use]
+    pub fn hand_backs(&self) -> u32 {
+        match self.headers.get(HEADER_HANDED_BACK) {
+            Some(HeaderValue::Integer(count)) => u32::try_from(*count).unwrap_or(u32::MAX),
             _ => 0,
         }
     }

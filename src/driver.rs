@@ -336,6 +336,12 @@ impl Run {
     }
 
     fn outcome(self, payload: Value, content_sha256: Option<String>) -> Outcome {
-        Outcome { payload, failure: self.failure, container_process: self.container_process, content_sha256 }
+        Outcome {
+            payload,
+            failure: self.failure,
+            container_process: self.container_process,
+            content_sha256,
+            was_begun: !self.is_refused,
+        }
     }
 }

@@ -105,6 +105,8 @@ pub struct Outcome {
     pub container_process: Option<ContainerProcess>,
     /// Hex SHA-256 of the bytes that were to be planted.
     pub content_sha256: Option<String>,
+    /// Whether its command may have begun in the decky.
+    pub was_begun: bool,
 }
 
 impl Outcome {
@@ -119,7 +121,7 @@ impl Outcome {
             Task::File(file) => Some(sha256_hex(&file.content)),
             _ => None,
         };
-        Self { payload, failure: Some(failure), container_process: None, content_sha256 }
+        Self { payload, failure: Some(failure), container_process: None, content_sha256, was_begun: false }
     }
 }
 

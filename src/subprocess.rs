@@ -318,6 +318,20 @@ fn spawn(command: &CommandLine) -> io::Result<Child> {
         .spawn()
 }
 
+/// Whether there is a program of this name, by its path or in one of the folders of `PATH`.
+#[must_use]
+pub fn is_program(name: &str) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    let is_executable = |path: &Path| {
+        path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    if name.contains('/') {
+        return is_executable(Path::new(name));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| is_executable(&folder.join(name)))
+}
+
 /// `/dev/null`, opened once: most commands read nothing.
 fn empty_input() -> io::Result<Stdio> {
     static NULL: OnceLock<File> = OnceLock::new();

@@ -2,6 +2,7 @@
 
 mod breaker;
 mod company;
+mod engine;
 mod intake;
 mod judge;
 mod lanes;

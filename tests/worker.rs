@@ -245,7 +245,7 @@ async fn on_sigterm_the_worker_finishes_what_it_runs_and_gives_the_rest_back() {
     let (begun, go) = (folder.path().join("begun"), folder.path().join("go"));
     // A client that says that it has begun and then waits to be let go.
     let script = format!(
-        "#!/bin/sh\necho >>'{}'\nwhile [ ! -e '{}' ]; do sleep 0.05; done\n",
+        "#!/bin/sh\n[ \"$1\" = exec ] || exit 0\necho >>'{}'\nwhile [ ! -e '{}' ]; do sleep 0.05; done\n",
         begun.display(),
         go.display()
     );

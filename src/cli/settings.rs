@@ -12,7 +12,7 @@ use crate::action::{CONTENT_BYTES_DEFAULT, CONTENT_BYTES_LIMIT};
 use crate::broker::Layout;
 use crate::driver::{Driver, DriverOptions};
 use crate::policy::{Policy, PolicyRules};
-use crate::subprocess::HostCommands;
+use crate::subprocess::{HostCommands, is_program};
 
 /// The shortest secret of a fleet, in bytes: 16 hexadecimal digits cannot be guessed.
 const FLEET_SECRET_BYTES_MIN: usize = 16;
@@ -90,6 +90,16 @@ impl DriverSettings {
         let user = authority.rsplit_once('@').map_or("", |(user, _)| user);
         let vhost = path.split('?').next().unwrap_or_default();
         Ok(format!("{user}\0{vhost}\0{prefix}"))
+    }
+
+    /// A worker without the engine's client program could do nothing but fail.
+    pub(super) fn require_client(&self) -> Result<(), Failed> {
+        if is_program(&self.container_cli) {
+            return Ok(());
+        }
+        Err(Failed::usage(format!("there is no program {}", self.container_cli))
+            .why("every action runs through the container engine's client")
+            .hint("install it, or name another with --container-cli (docker, podman, nerdctl)"))
     }
 
     pub(super) fn policy(&self) -> Result<Policy, Failed> {

@@ -159,6 +159,7 @@ impl Bodies {
 pub fn run(options: &Options) -> Result<u8, Failed> {
     let topology = options.topology();
     let service = options.service()?;
+    options.driver.require_client()?;
     log::write_in_background();
     let publisher = AmqpPublisher::new(&options.broker.url(), &topology);
     let worker_id = options.worker_id.clone();

@@ -98,6 +98,11 @@ impl Intake {
         }
     }
 
+    /// Drops the deliveries that are held back until the one before them has shown that it does no harm.
+    pub fn drop_held(&mut self) {
+        (self.quiet_at, self.trial) = (None, None);
+    }
+
     /// Waits until the queues have to be looked at; nothing is lost where this is cancelled.
     pub async fn cue(&mut self) -> Cue {
         let again = match self.topology.layout {

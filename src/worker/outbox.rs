@@ -11,7 +11,8 @@ use tracing::{info, warn};
 
 use crate::backoff::Backoff;
 use crate::broker::{
-    Delivery, HEADER_ATTEMPT, HEADER_FIRST_SEEN, HeaderValue, Properties, Publication, Publish, Topology,
+    Delivery, HEADER_ATTEMPT, HEADER_FIRST_SEEN, HEADER_HANDED_BACK, HeaderValue, Properties, Publication,
+    Publish, Topology,
 };
 use crate::driver::Aborted;
 use crate::result::Occasion;
@@ -116,6 +117,26 @@ impl<P: Publish> Outbox<P> {
         if let Some((name, value)) = route.header {
             properties.headers.insert(name.to_owned(), HeaderValue::Text(value));
         }
+        let publication = Publication {
+            exchange: &route.exchange,
+            routing_key: route.routing_key.as_deref().unwrap_or(&delivery.routing_key),
+            properties: &properties,
+            body: &delivery.body,
+        };
+        self.publish_until_confirmed(publication).await
+    }
+
+    /// Gives an action to other workers, later and without counting an attempt; `count` of at most `count_max`.
+    pub async fn handed_back<S>(
+        &self,
+        delivery: &Delivery<S>,
+        count: u32,
+        count_max: u32,
+    ) -> Result<(), Aborted> {
+        // A worker that has the decky may be busy: the second half of the hand-backs is given more time.
+        let route = self.topology.retry_route(if count <= count_max / 2 { 1 } else { 2 });
+        let mut properties = delivery.properties.clone();
+        properties.headers.insert(HEADER_HANDED_BACK.to_owned(), HeaderValue::Integer(count.into()));
         let publication = Publication {
             exchange: &route.exchange,
             routing_key: route.routing_key.as_deref().unwrap_or(&delivery.routing_key),

@@ -1,5 +1,6 @@
 //! From a delivery to a run, or to an answer without one.
 
+mod engine;
 mod settling;
 mod unreadable;
 
@@ -11,6 +12,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
+use engine::Suspected;
 use settling::{Disposal, dispose};
 
 use crate::action::{Action, DeckyName, DecodeOptions, Invalid};
@@ -21,6 +23,7 @@ use crate::result::{Failure, FailureClass, Outcome, WorkerIdentity};
 use crate::subprocess::RunCommand;
 use crate::worker::breaker::Breakers;
 use crate::worker::company::{Company, Turn};
+use crate::worker::engine::EngineWatch;
 use crate::worker::lanes::Alive;
 use crate::worker::memory::{Finished, Key, Memory};
 use crate::worker::order::Order;
@@ -55,6 +58,7 @@ pub struct Pipeline<R, P> {
     settled: Notify,
     order: Order,
     breakers: Breakers,
+    engine: EngineWatch,
     /// The deckies in which nothing of an earlier worker runs any more.
     clear: Mutex<HashSet<DeckyName>>,
 }
@@ -79,6 +83,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             settled: Notify::new(),
             order: Order::default(),
             breakers: Breakers::default(),
+            engine: EngineWatch::default(),
             clear: Mutex::default(),
         }
     }
@@ -110,6 +115,16 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
     /// Tells that the broker was lost.
     pub fn distrust_broker(&self) {
         self.outbox.distrust_broker();
+    }
+
+    /// The watch over the container engine.
+    pub(super) fn engine(&self) -> &EngineWatch {
+        &self.engine
+    }
+
+    /// Keeps an eye on the engine for as long as it is polled.
+    pub async fn supervise_engine(&self) {
+        self.engine.supervise(&self.driver).await;
     }
 
     /// Is told whenever a delivery has been settled.
@@ -236,6 +251,8 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
     pub fn may_share<S: Settle>(&self, action: &Action, delivery: &Delivery<S>) -> bool {
         can_share(action)
             && delivery.settle.is_current()
+            && !self.engine.is_open()
+            && self.hand_back(action, delivery).is_none()
             && self.policy.refusal(action).is_none()
             && action.expires_at.is_none_or(|expires_at| expires_at > Utc::now())
             && self.memory.recall(key_of(action, delivery)).is_none()
@@ -266,9 +283,11 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         alive: Alive,
     ) {
         let pipeline = self.clone();
+        let suspected = Suspected::of(&answered);
         let outgoing = self.prepare(answered, &delivery);
         // Boxed, as the runtime's own allocations of this size leave memory in pieces too small to use.
         tokio::spawn(Box::pin(async move {
+            let outgoing = pipeline.reconsider(suspected, outgoing, &delivery).await;
             let sent = pipeline.send(outgoing, &delivery).await;
             pipeline.settle(sent, delivery).await;
             drop(alive);
@@ -284,6 +303,9 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             return None;
         }
         let (now, topology) = (Instant::now(), &self.options.topology);
+        if let Some(answered) = self.engine_hindrance(action, delivery, now) {
+            return Some(answered);
+        }
         if !self.is_in_turn(action, delivery, now) {
             debug!(action.id = %action.id, "put off: earlier actions of its decky were");
             self.order.waits_for_decky(action, topology.retry_delay(1), now);
@@ -310,6 +332,8 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         let decky = action.executing_decky();
         let class = outcome.failure.as_ref().map(|failure| failure.class);
         match class {
+            // Of a decky that another worker's engine has, this one knows nothing.
+            Some(FailureClass::Infrastructure) if self.engine.is_elsewhere(decky) => {}
             Some(FailureClass::Infrastructure) => {
                 if let Some(pause) = self.breakers.failed(decky, Instant::now()) {
                     warn!(decky.name = %decky, "left in peace for {} s: nothing can be done there", pause.as_secs());
@@ -346,6 +370,8 @@ pub enum Answered {
     Before(Finished),
     /// One before it on its path waits since its attempt of this number; it comes again after that one.
     Behind(u32),
+    /// Its decky is on another worker's engine; the number of the hand-back.
+    HandedBack(u32),
     /// Its decky is left in peace; it comes again as if it had been tried.
     Untried(Key),
 }

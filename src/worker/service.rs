@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
 use crate::broker::{
-    AmqpConsumer, AmqpPublisher, AmqpSettle, BrokerError, Consume as _, Delivery, Settle as _, Topology,
+    AmqpConsumer, AmqpPublisher, AmqpSettle, BrokerError, Consume as _, Delivery, Layout, Settle as _,
+    Topology,
 };
 use crate::subprocess::RunCommand;
 use crate::worker::Pipeline;
@@ -28,6 +30,10 @@ const STUCK_TIME: Duration = Duration::from_secs(4);
 const ABORT_TIME_MAX: Duration = Duration::from_secs(7);
 /// A consumer that lived this long was no failed attempt to connect.
 const STEADY_TIME: Duration = Duration::from_secs(5);
+/// How long running actions may continue once the engine is away, before their deliveries are requeued.
+const PAUSE_TIME_MAX: Duration = Duration::from_secs(30);
+/// How often it is looked whether all of them have been settled.
+const SETTLED_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How the service consumes.
 #[derive(Debug, Clone)]
@@ -86,10 +92,23 @@ impl<R: RunCommand> Service<R> {
         let mut backoff = Backoff::default();
         let mut said = String::new();
         let mut ever_connected = false;
+        let mut watching = JoinSet::new();
+        let pipeline = self.pipeline.clone();
+        watching.spawn(async move { pipeline.supervise_engine().await });
+        let mut circuit = self.pipeline.engine().subscribe();
         while *self.stop.borrow() == Stop::No {
+            let mut stop = self.stop.clone();
+            tokio::select! {
+                () = turned(&mut circuit, false) => {}
+                () = asked(&mut stop, Stop::Finish) => break,
+            }
             let began = tokio::time::Instant::now();
             let lost = match self.consume().await {
                 Ended::Stopped => return Ok(()),
+                Ended::Paused => {
+                    ever_connected = true;
+                    continue;
+                }
                 Ended::NotConnected(error @ (BrokerError::Refused(_) | BrokerError::Address(_)))
                     if !ever_connected =>
                 {
@@ -142,11 +161,16 @@ impl<R: RunCommand> Service<R> {
             Err(error) => return Ended::NotConnected(error),
         };
         match ended {
-            Ok(()) => {
+            Ok(Until::Stop) => {
                 consumer.cancel().await;
                 self.drain().await;
                 consumer.close().await;
                 Ended::Stopped
+            }
+            Ok(Until::EngineAway) => {
+                self.pause(&mut consumer).await;
+                consumer.close().await;
+                Ended::Paused
             }
             Err(error) => {
                 consumer.lose(&error);
@@ -157,7 +181,8 @@ impl<R: RunCommand> Service<R> {
         }
     }
 
-    async fn take_deliveries(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
+    async fn take_deliveries(&mut self, consumer: &mut AmqpConsumer) -> Result<Until, BrokerError> {
+        let mut circuit = self.pipeline.engine().subscribe();
         let mut stop = self.stop.clone();
         let mut stop_check = self.stop.clone();
         let mut checks = interval(CHECK_INTERVAL);
@@ -169,7 +194,8 @@ impl<R: RunCommand> Service<R> {
         loop {
             tokio::select! {
                 biased;
-                () = asked(&mut stop, Stop::Finish) => return Ok(()),
+                () = asked(&mut stop, Stop::Finish) => return Ok(Until::Stop),
+                () = turned(&mut circuit, true) => return Ok(Until::EngineAway),
                 () = pipeline.settled().notified(), if self.intake.is_careful() => {
                     self.open_further(consumer).await?;
                 }
@@ -196,8 +222,8 @@ impl<R: RunCommand> Service<R> {
                 }
                 _ = sweeps.tick() => self.put_off_stuck(),
                 _ = checks.tick() => tokio::select! {
-                    checked = consumer.check() => checked?,
-                    () = asked(&mut stop_check, Stop::Finish) => return Ok(()),
+                    checked = consumer.check() => self.note_workers(checked?),
+                    () = asked(&mut stop_check, Stop::Finish) => return Ok(Until::Stop),
                 },
             }
         }
@@ -215,6 +241,44 @@ impl<R: RunCommand> Service<R> {
         if delivery.settle.is_current() {
             let waiting = Waiting::new(delivery);
             self.lanes.push(waiting.decky.clone(), waiting);
+        }
+    }
+
+    /// Other workers of the shared queue may have deckies that this one's engine never had.
+    fn note_workers(&self, workers: u32) {
+        if self.options.topology.layout == Layout::Shared && self.pipeline.engine().note_workers(workers) {
+            info!(workers, "{workers} consumers share {}", self.options.topology.actions);
+        }
+    }
+
+    /// Ends the consuming while the engine is away: unstarted deliveries of the shared queue are deferred,
+    /// which costs them nothing; those of a queue with an order go back to it as they were.
+    async fn pause(&mut self, consumer: &mut AmqpConsumer) {
+        if self.options.topology.layout == Layout::Shared {
+            consumer.cease().await;
+        } else {
+            consumer.cancel().await;
+            self.intake.drop_held();
+            self.lanes.forget_waiting(|waiting| !waiting.delivery.settle.is_current());
+        }
+        let mut stop = self.stop.clone();
+        let mut looks = interval(SETTLED_INTERVAL);
+        let is_over = sleep(PAUSE_TIME_MAX);
+        tokio::pin!(is_over);
+        loop {
+            tokio::select! {
+                next = consumer.next() => match next {
+                    Ok((_, delivery)) => self.begin(delivery),
+                    Err(_) => return,
+                },
+                _ = looks.tick() => {
+                    if consumer.queues().all(|queue| consumer.unsettled(queue) == 0) {
+                        return;
+                    }
+                }
+                () = asked(&mut stop, Stop::Finish) => return,
+                () = &mut is_over => return,
+            }
         }
     }
 
@@ -254,6 +318,12 @@ async fn asked(stop: &mut watch::Receiver<Stop>, least: Stop) {
     let _ = stop.wait_for(|stop| *stop >= least).await;
 }
 
+/// Waits until the engine's circuit is open, or closed.
+async fn turned(circuit: &mut watch::Receiver<bool>, open: bool) {
+    // The circuit is a part of the pipeline.
+    let _ = circuit.wait_for(|is_open| *is_open == open).await;
+}
+
 /// What the lanes are for.
 struct Take<R>(Arc<Pipeline<R, AmqpPublisher>>);
 
@@ -265,9 +335,17 @@ impl<R: RunCommand> Work for Take<R> {
     }
 }
 
+/// Why no further deliveries are taken.
+enum Until {
+    Stop,
+    EngineAway,
+}
+
 /// How the life of a consumer ended.
 enum Ended {
     Stopped,
+    /// The engine is away.
+    Paused,
     NotConnected(BrokerError),
     Lost(BrokerError),
 }

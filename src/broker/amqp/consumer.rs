@@ -193,6 +193,14 @@ impl AmqpConsumer {
         });
     }
 
+    /// Ends the consuming of all queues; deliveries that have come may still be begun and settled.
+    pub async fn cease(&mut self) {
+        for feed in self.feeds.values_mut() {
+            feed.cancel().await;
+            let _ = timeout(ANSWER_TIME_MAX, &mut feed.forwarding).await;
+        }
+    }
+
     /// Is told when a queue that was given up is free.
     pub fn freed(&self) -> Arc<Notify> {
         self.freed.clone()
@@ -209,11 +217,12 @@ impl AmqpConsumer {
         Ok(depths)
     }
 
-    /// Asks the broker for a sign of life: of a peer that went mute nobody is told.
-    pub async fn check(&self) -> Result<(), BrokerError> {
+    /// Asks the broker for a sign of life: of a peer that went mute nobody is told. Returns how many workers
+    /// consume the queue that is asked about, which is the shared one where there is one.
+    pub async fn check(&self) -> Result<u32, BrokerError> {
         let look = self.asking.queue_declare(&self.landmark, passive(), FieldTable::default());
         match timeout(CHECK_TIME_MAX, look).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(queue)) => Ok(queue.consumer_count()),
             Ok(Err(error)) if reply_code(&error) == Some(NOT_FOUND) => Err(BrokerError::QueueGone),
             Ok(Err(error)) => Err(explain("hear from the broker", &error)),
             Err(_) => Err(no_answer("hear from the broker", CHECK_TIME_MAX)),

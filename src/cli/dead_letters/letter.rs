@@ -11,7 +11,8 @@ use uuid::Uuid;
 use super::{DeadLetter, body};
 use crate::action::Glance;
 use crate::broker::{
-    Death, HEADER_ATTEMPT, HEADER_DELAY, HEADER_FIRST_SEEN, HEADER_REPLAYS, HeaderValue, Properties,
+    Death, HEADER_ATTEMPT, HEADER_DELAY, HEADER_FIRST_SEEN, HEADER_HANDED_BACK, HEADER_REPLAYS, HeaderValue,
+    Properties,
 };
 use crate::cli::escape::{self, plain};
 use crate::cli::input::with_fields;
@@ -208,5 +209,6 @@ fn is_bookkeeping(name: &str) -> bool {
         || name == HEADER_ATTEMPT
         || name == HEADER_FIRST_SEEN
         || name == HEADER_DELAY
+        || name == HEADER_HANDED_BACK
         || of_broker.iter().any(|own| name.starts_with(own))
 }

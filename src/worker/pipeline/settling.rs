@@ -41,6 +41,8 @@ pub(super) enum Outgoing {
     Retry(Option<Key>, DateTime<Utc>),
     /// The delivery as it is, after the delay of this attempt.
     Delayed(u32),
+    /// The delivery as it is, for other workers; the number of the hand-back.
+    HandedBack(u32),
     DeadLetter {
         result: Option<Arc<Answer>>,
         reason: &'static str,
@@ -62,6 +64,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             }
             Answered::Before(Finished::Retried) => return Outgoing::Nothing,
             Answered::Behind(attempt) => return Outgoing::Delayed(attempt),
+            Answered::HandedBack(count) => return Outgoing::HandedBack(count),
             Answered::Untried(key) => return Outgoing::Retry(Some(key), Utc::now()),
         };
         let attempt = delivery.properties.attempt();
@@ -102,6 +105,9 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
                 self.outbox.delayed(delivery, attempt, attempt + 1, seen_at).await?;
                 self.remember(key, Finished::Retried);
                 Ok(())
+            }
+            Outgoing::HandedBack(count) => {
+                self.outbox.handed_back(delivery, count, self.engine.hand_backs_max()).await
             }
             Outgoing::Delayed(after) => self.outbox.delayed(delivery, after, attempt, Utc::now()).await,
             Outgoing::DeadLetter { result, reason, class, message, occasion } => {

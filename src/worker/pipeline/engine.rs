@@ -1,0 +1,89 @@
+//! Failures of the engine: deferred while it is away, handed back where another worker's engine has the decky.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::{debug, info};
+
+use super::settling::Outgoing;
+use super::{Answered, Pipeline};
+use crate::action::Action;
+use crate::broker::{Delivery, Layout, Publish};
+use crate::result::FailureClass;
+use crate::subprocess::RunCommand;
+use crate::worker::Judged;
+
+/// A failure that may be the engine's rather than the container's.
+pub(super) struct Suspected {
+    action: Arc<Action>,
+    was_begun: bool,
+    failed_at: Instant,
+}
+
+impl Suspected {
+    /// The suspicion that an answer raises, if it raises one.
+    pub(super) fn of(answered: &Answered) -> Option<Self> {
+        let Answered::Now(Judged::Done(action, outcome), _) = answered else { return None };
+        let failure = outcome.failure.as_ref()?;
+        let is_suspect = matches!(failure.class, FailureClass::Infrastructure | FailureClass::Timeout);
+        is_suspect.then(|| Self {
+            action: action.clone(),
+            was_begun: outcome.was_begun,
+            failed_at: Instant::now(),
+        })
+    }
+}
+
+impl<R: RunCommand, P: Publish> Pipeline<R, P> {
+    /// Why an action is not even tried here for now: the engine is away, or never had the decky.
+    pub(super) fn engine_hindrance<S>(
+        &self,
+        action: &Action,
+        delivery: &Delivery<S>,
+        now: Instant,
+    ) -> Option<Answered> {
+        if self.engine.is_open() {
+            self.order.waits_for_decky(action, self.options.topology.retry_delay(1), now);
+            return Some(Answered::Behind(1));
+        }
+        let hand_back = self.hand_back(action, delivery).filter(|_| self.engine.is_fresh(now))?;
+        debug!(action.id = %action.id, decky.name = %action.executing_decky(), count = hand_back, "handed back untried: this engine has no such decky");
+        Some(Answered::HandedBack(hand_back))
+    }
+
+    /// Looks at the engine after a failure; an action that was not begun is then not counted as tried where
+    /// the engine is away, or never had the decky and others may.
+    pub(super) async fn reconsider<S>(
+        &self,
+        suspected: Option<Suspected>,
+        outgoing: Outgoing,
+        delivery: &Delivery<S>,
+    ) -> Outgoing {
+        let Some(Suspected { action, was_begun, failed_at }) = suspected else { return outgoing };
+        self.engine.look_after(&self.driver, failed_at).await;
+        if was_begun {
+            return outgoing;
+        }
+        let (id, decky) = (action.id, action.executing_decky());
+        if self.engine.is_open() {
+            info!(action.id = %id, decky.name = %decky, "deferred: the engine does not answer");
+            let delay = self.options.topology.retry_delay(1);
+            self.order.ended(&action);
+            self.order.waits_for_decky(&action, delay, Instant::now());
+            return Outgoing::Delayed(1);
+        }
+        let Some(count) = self.hand_back(&action, delivery) else { return outgoing };
+        self.order.ended(&action);
+        info!(action.id = %id, decky.name = %decky, count, "handed back: this engine has no such decky");
+        Outgoing::HandedBack(count)
+    }
+
+    /// The number of this hand-back, where the action can be handed back to other workers.
+    pub(super) fn hand_back<S>(&self, action: &Action, delivery: &Delivery<S>) -> Option<u32> {
+        let count = delivery.properties.hand_backs().saturating_add(1);
+        let may = self.options.topology.layout == Layout::Shared
+            && self.engine.is_elsewhere(action.executing_decky())
+            && count <= self.engine.hand_backs_max();
+        may.then_some(count)
+    }
+}
