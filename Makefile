@@ -37,5 +37,6 @@ bench-quick:
 	@scripts/bench 1 "$(ROWS)"
 
 clean:
+	@scripts/playground down
 	@scripts/engine wipe
 	@rm -rf target

@@ -283,7 +283,7 @@ fn a_probe_of_a_closed_port_or_of_another_service_fails() {
     assert!(!stderr.is_empty() && stderr.chars().count() <= 256);
 
     let container = format!("{}-ssh", decky.name);
-    let label = format!("run.pid={}", std::process::id());
+    let label = support::label();
     let other = format!("{}-web", decky.name);
     let service = "import socket\ns=socket.socket();s.bind(('',22));s.listen()\nwhile 1:\n c,_=s.accept();c.sendall(b'220 mail ready\\r\\n');c.close()";
     let image = part("DECKSWAIN_TEST_IMAGE");

@@ -63,6 +63,11 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// The label by which the next run finds a container that a killed test left; see `scripts/containers.sh`.
+pub fn label() -> String {
+    format!("run.owner={}.{}", part("DECKSWAIN_TEST_HOST"), std::process::id())
+}
+
 /// A directory in the decky that no other test uses.
 pub fn fresh_directory(decky: &str) -> String {
     let directory = format!("/srv/{}", Uuid::new_v4().simple());
@@ -90,8 +95,7 @@ impl OwnDecky {
     pub fn start_as(name: &str, suffix: &str) -> Self {
         let decky = Self { name: name.to_owned(), suffix: suffix.to_owned() };
         let container = decky.container();
-        let label = format!("run.pid={}", std::process::id());
-        let image = part("DECKSWAIN_TEST_IMAGE");
+        let (label, image) = (label(), part("DECKSWAIN_TEST_IMAGE"));
         let output =
             docker(&["run", "-d", "--name", &container, "--hostname", "app-07", "--label", &label, &image]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
