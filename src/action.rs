@@ -2,9 +2,12 @@
 //!
 //! Source of every limit: docs/protocol.md, section "The action".
 
+mod attribution;
 mod fields;
 mod glance;
+mod id;
 mod names;
+mod object;
 
 use std::net::IpAddr;
 
@@ -17,6 +20,7 @@ use uuid::Uuid;
 use fields::Fields;
 pub use fields::Invalid;
 pub use glance::Glance;
+pub use id::id_of;
 pub use names::{DeckyName, DeckyPath, DeckyUuid, FileMode, NameError, Owner};
 
 /// The largest decoded content that the worker may be configured to take, in bytes.
@@ -27,10 +31,29 @@ pub const CONTENT_BYTES_DEFAULT: usize = 4 * 1024 * 1024;
 pub const MESSAGE_BYTES_LIMIT: usize = 16 * 1024 * 1024;
 /// How long an `attribution` may be, in bytes of JSON text.
 pub const ATTRIBUTION_BYTES_LIMIT: usize = 16 * 1024;
+/// How deep the objects and arrays of an `attribution` may nest, itself counted.
+///
+/// Common parsers give up at 128; a result adds one level and its readers may add some.
+pub const ATTRIBUTION_DEPTH_LIMIT: usize = 64;
+/// The size of an action's fields beside its content, in bytes: paths, attribution, and the like.
+const FIELDS_BYTES_MAX: usize = 64 * 1024;
 /// How long a `description` may be, in bytes.
 pub const DESCRIPTION_BYTES_LIMIT: usize = 256;
 /// How much of a file a `read` returns when the action names no limit, in bytes.
 pub const READ_BYTES_DEFAULT: u64 = 1024 * 1024;
+
+/// The largest message body that is decoded where content may have `content_bytes_max` bytes: the content
+/// in base64, and the other fields.
+#[must_use]
+pub fn message_bytes_max(content_bytes_max: usize) -> usize {
+    (content_bytes_max.div_ceil(3) * 4 + FIELDS_BYTES_MAX).min(MESSAGE_BYTES_LIMIT)
+}
+
+/// Returns the text without a byte order mark, which RFC 8259 lets a parser ignore.
+#[must_use]
+pub fn without_byte_order_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text)
+}
 
 /// One piece of synthetic activity, checked.
 #[derive(Debug, Clone)]
@@ -187,14 +210,14 @@ impl Action {
     /// `Err` names the offending field by JSON pointer and carries whatever could
     /// still be read of the action, so that a result can be addressed.
     pub fn decode(body: &[u8], options: DecodeOptions<'_>) -> Result<Self, Box<Invalid>> {
-        let mut fields = Fields::parse(body, options.message_id)?;
+        let mut fields = Fields::parse(body, options)?;
         Self::from_fields(&mut fields, options).map_err(|flaw| fields.invalid(flaw))
     }
 
     fn from_fields(f: &mut Fields<'_>, options: DecodeOptions<'_>) -> Result<Self, fields::Flaw> {
         f.version()?;
         let kind = f.kind()?;
-        let id = f.action_id(options.message_id)?;
+        let id = f.action_id()?;
         let issued_at = f.time("issued_at")?;
         let expires_at = f.time("expires_at")?;
         let description = f

@@ -29,6 +29,8 @@ pub const HEADER_HANDED_BACK: &str = "x-deckswain-handed-back";
 pub const HEADER_TRACEPARENT: &str = "traceparent";
 /// How often the action came back from the dead letters by a replay.
 pub const HEADER_REPLAYS: &str = "x-deckswain-replays";
+/// How often the action was sent to a delay queue without an attempt.
+pub const HEADER_DEFERRALS: &str = "x-deckswain-deferrals";
 
 /// A header's value; what else AMQP knows is the broker's own bookkeeping and is left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +122,15 @@ impl Properties {
     pub fn hand_backs(&self) -> u32 {
         match self.headers.get(HEADER_HANDED_BACK) {
             Some(HeaderValue::Integer(count)) => u32::try_from(*count).unwrap_or(u32::MAX),
+            _ => 0,
+        }
+    }
+
+    /// How often the action was sent to a delay queue without an attempt.
+    #[must_use]
+    pub fn deferrals(&self) -> i64 {
+        match self.headers.get(HEADER_DEFERRALS) {
+            Some(HeaderValue::Integer(deferrals)) => *deferrals,
             _ => 0,
         }
     }
@@ -264,6 +275,8 @@ impl Crowd {
 pub trait Settle: Send + Sync + 'static {
     /// Whether the delivery may still be begun: what was lost or given up is delivered again, perhaps to others.
     fn is_current(&self) -> bool;
+    /// Whether an ack can still reach the broker: a delivery whose connection was lost is delivered again.
+    fn is_connected(&self) -> bool;
     /// Whether the consumer holds as many deliveries as it may, so that others may wait with the broker.
     fn crowd(&self) -> Crowd;
     /// Tells the broker that it may forget the message.

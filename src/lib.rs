@@ -11,6 +11,7 @@ pub mod action;
 pub mod backoff;
 pub mod broker;
 pub mod cli;
+pub mod cut;
 pub mod driver;
 pub mod policy;
 pub mod realism;

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::action::{Action, Invalid, Kind, Task};
+use crate::cut::{MESSAGE_CHARS_MAX, cut};
 
 /// Why an action failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -68,9 +69,9 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure of `class` in the given words.
-    pub fn new(class: FailureClass, message: impl Into<String>) -> Self {
-        Self { class, message: message.into() }
+    /// Makes a failure of `class` in the given words, which are cut.
+    pub fn new(class: FailureClass, message: impl AsRef<str>) -> Self {
+        Self { class, message: cut(message.as_ref(), MESSAGE_CHARS_MAX).into_owned() }
     }
 }
 
@@ -251,18 +252,18 @@ impl ActivityResult {
         }
     }
 
-    /// The result of a message that is no valid action, if its id could be read.
+    /// The result of a message that is not a valid action.
     #[must_use]
     pub fn invalid(
         invalid: &Invalid,
         disposition: Disposition,
         occasion: Occasion,
         worker: &WorkerIdentity,
-    ) -> Option<Self> {
+    ) -> Self {
         let failure = Failure::new(FailureClass::Invalid, invalid.to_string());
-        Some(Self {
+        Self {
             version: 1,
-            action_id: invalid.action_id?,
+            action_id: invalid.action_id,
             kind: invalid.kind.map(Kind::as_str),
             protocol: "ssh",
             action: None,
@@ -282,7 +283,7 @@ impl ActivityResult {
             duration_ms: elapsed_ms(occasion),
             container_process: None,
             worker: worker.clone(),
-        })
+        }
     }
 
     /// `activity.<kind>.<canary|inert>.<ok|failed>.<dst_uuid>`.

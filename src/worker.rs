@@ -2,10 +2,12 @@
 
 mod breaker;
 mod company;
+mod decide;
 mod engine;
 mod intake;
 mod judge;
 mod lanes;
+mod left;
 mod memory;
 mod order;
 mod outbox;

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 struct Source {
     file: String,
     paths: Vec<String>,
+    /// Whether it acks or rejects a delivery.
+    settles: bool,
 }
 
 /// A `use` or an expression, split into identifiers, `::` and single characters.
@@ -28,9 +30,13 @@ fn sources() -> Vec<Source> {
     rust_files(&root, &mut files);
     let sources: Vec<Source> = files
         .iter()
-        .map(|file| Source {
-            file: file.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(),
-            paths: paths(&tokens(&std::fs::read_to_string(file).unwrap())),
+        .map(|file| {
+            let tokens = tokens(&std::fs::read_to_string(file).unwrap());
+            Source {
+                file: file.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(),
+                paths: paths(&tokens),
+                settles: settles(&tokens),
+            }
         })
         .collect();
     assert!(sources.len() >= 20, "the walk found only {} files", sources.len());
@@ -68,6 +74,10 @@ fn tokens(code: &str) -> Tokens {
         rest = &rest[skip..];
     }
     tokens
+}
+
+fn settles(tokens: &[String]) -> bool {
+    tokens.windows(3).any(|call| call[0] == "." && ["ack", "reject"].contains(&&*call[1]) && call[2] == "(")
 }
 
 fn raw_string(rest: &str) -> Option<usize> {
@@ -176,8 +186,21 @@ fn only_the_subprocess_module_starts_processes() {
 }
 
 #[test]
+fn a_worker_settles_its_deliveries_only_where_it_counts_what_they_left_behind() {
+    let counting = ["worker/pipeline/settling.rs", "worker/pipeline/unreadable.rs"];
+    let sources = sources();
+    let settling = sources.iter().filter(|source| {
+        source.settles && source.is_below(&["worker"]) && !source.file.ends_with("/tests.rs")
+    });
+    let settling: Vec<&str> = settling.map(|source| source.file.as_str()).collect();
+    assert_eq!(settling.len(), counting.len(), "{settling:?}");
+    assert!(counting.iter().all(|file| settling.contains(file)), "{settling:?}");
+    assert!(settles(&tokens("delivery.settle.ack().await")) && !settles(&tokens("fn ack(self) {}")));
+}
+
+#[test]
 fn the_pure_modules_name_no_runtime_no_client_no_files_and_no_clock() {
-    let pure = ["action", "result", "realism", "policy", "driver/script", "broker/topology", "schema"];
+    let pure = ["action", "cut", "result", "realism", "policy", "driver/script", "broker/topology", "schema"];
     let impure = [
         "tokio",
         "lapin",

@@ -8,6 +8,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use support::tool::{json_lines, on_suite};
 use support::{Peer, WorkerProcess, alpha, beta, file, fresh_directory, header, inside, part, with};
 use uuid::Uuid;
 
@@ -94,7 +95,8 @@ async fn what_is_no_action_lies_in_the_dead_letters_byte_for_byte_and_the_worker
         ),
     ];
     for (body, pointer) in cases {
-        peer.publish(&body, BasicProperties::default()).await;
+        // A body over the limit is not looked at: its id is known by its message_id.
+        peer.publish(&body, BasicProperties::default().with_message_id(id.as_str().into())).await;
         let result = results.next_json().await;
         assert_eq!(result["action_id"], id);
         assert_eq!(result["failure"]["class"], "invalid");
@@ -106,17 +108,48 @@ async fn what_is_no_action_lies_in_the_dead_letters_byte_for_byte_and_the_worker
         assert_eq!(header(&letter, "x-deckswain-reason").as_deref(), Some("invalid"));
         assert_eq!(header(&letter, "x-deckswain-message").as_deref(), Some(message));
     }
-    // Without an id there is nobody to answer, but the message is kept.
+    // A name of 4 MB, each character of which is longer where it is escaped, does not travel.
+    let named = flawed(json!({"\u{202e}".repeat(1_400_000): 1}));
+    peer.publish(&named, BasicProperties::default()).await;
+    let result = results.next().await.data;
+    assert!(result.len() < 4096 && String::from_utf8_lossy(&result).contains("expected no such field"));
+    let letter = dead.next().await;
+    assert!(letter.data == named && header(&letter, "x-deckswain-message").unwrap().chars().count() <= 512);
+    // Without an id it is answered under one that follows from its body.
     for body in [&b"not json"[..], b"[1]", b"{\"kind\":\"file\",\"path\":\"\xff\"}", b""] {
         peer.publish(body, BasicProperties::default()).await;
+        assert_eq!(results.next_json().await["failure"]["class"], "invalid");
         assert_eq!(dead.next().await.data, body);
     }
-    peer.publish(b"not json", BasicProperties::default().with_message_id(id.as_str().into())).await;
-    assert_eq!(results.next_json().await["failure"]["class"], "invalid");
-    dead.next().await;
     let directory = fresh_directory(&alpha());
     let id = peer.submit(file(&alpha(), &format!("{directory}/after"))).await;
     assert_eq!(results.next_json().await["action_id"], id);
+    assert_eq!(worker.stop(), 0);
+}
+
+#[tokio::test]
+async fn an_action_without_an_id_is_answered_and_found_among_the_dead_letters_by_that_answer() {
+    let peer = Peer::connect().await;
+    let worker = WorkerProcess::start(&peer.prefix, &[]);
+    let mut results = peer.consume("results").await;
+    let path = format!("{}/f", fresh_directory(&alpha()));
+    let action = with(file(&alpha(), &path), json!({"attribution": {"token": "t-9"}}));
+    peer.publish(action.to_string().as_bytes(), BasicProperties::default()).await;
+    let result = results.next_json().await;
+    assert!(result["failure"]["message"].as_str().unwrap().starts_with("/action_id: expected a UUID here"));
+    assert_eq!(result["attribution"]["token"], "t-9");
+    let id = result["action_id"].as_str().unwrap();
+    support::wait_until("it is a dead letter", || {
+        on_suite(&["dead-letters", "show", "--prefix", &peer.prefix, id]).status.success()
+    });
+    let letters =
+        json_lines(&on_suite(&["dead-letters", "list", "--json", "--prefix", &peer.prefix, "--id", id]));
+    assert_eq!(letters[0]["action_id"], id);
+    // What `export` writes has the id, so that it can be submitted.
+    let exported = json_lines(&on_suite(&["dead-letters", "export", "--prefix", &peer.prefix])).remove(0);
+    peer.publish(exported.to_string().as_bytes(), BasicProperties::default()).await;
+    let result = results.next_json().await;
+    assert_eq!((&result["action_id"], &result["success"]), (&json!(id), &json!(true)));
     assert_eq!(worker.stop(), 0);
 }
 

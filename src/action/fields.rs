@@ -1,14 +1,16 @@
 //! Reading the fields of a JSON object one by one, so that a refusal can name its field.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use chrono::{DateTime, FixedOffset, SubsecRound, Utc};
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{ATTRIBUTION_BYTES_LIMIT, DeckyUuid, Kind, MESSAGE_BYTES_LIMIT, NameError};
+use super::id::{as_uuid, id_of};
+use super::object::Object;
+use super::{DeckyUuid, DecodeOptions, Kind, NameError, attribution, message_bytes_max};
+use crate::cut::{NAME_CHARS_MAX, cut};
 
 /// Where a document departs from the schema, and what was expected there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,23 +24,23 @@ pub struct Flaw {
 impl Flaw {
     pub(super) fn at(field: &str, expected: impl Into<String>) -> Self {
         let pointer = format!("/{}", field.replace('~', "~0").replace('/', "~1"));
-        Self { pointer, expected: expected.into() }
+        Self { pointer: cut(&pointer, NAME_CHARS_MAX).into_owned(), expected: expected.into() }
     }
 
-    fn whole(expected: impl Into<String>) -> Self {
+    pub(super) fn whole(expected: impl Into<String>) -> Self {
         Self { pointer: String::new(), expected: expected.into() }
     }
 }
 
 /// A message that is no valid action, with what could be read of it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Invalid {
     /// JSON pointer to the offending field; empty for the whole document.
     pub pointer: String,
     /// What was expected there.
     pub expected: String,
-    /// The action id, from the body or from `message_id`.
-    pub action_id: Option<Uuid>,
+    /// The action id, from the body or from `message_id`, or derived from the body.
+    pub action_id: Uuid,
     /// The kind, if it is one of the known ones.
     pub kind: Option<Kind>,
     /// The source decky's uuid, if valid.
@@ -56,7 +58,9 @@ impl fmt::Display for Invalid {
         if self.pointer.is_empty() {
             write!(f, "the message: {}", self.expected)
         } else {
-            write!(f, "{}: {}", self.pointer.escape_debug(), self.expected)
+            // Each character may take ten once it is escaped.
+            let pointer = self.pointer.escape_debug().to_string();
+            write!(f, "{}: {}", cut(&pointer, NAME_CHARS_MAX), self.expected)
         }
     }
 }
@@ -65,75 +69,64 @@ impl std::error::Error for Invalid {}
 
 /// The fields of one object, each taken once.
 pub struct Fields<'a> {
-    raw: BTreeMap<String, &'a RawValue>,
-    glance: Invalid,
-}
-
-fn as_uuid(text: &str) -> Option<Uuid> {
-    (text.len() == 36).then(|| Uuid::try_parse(text).ok()).flatten()
+    object: Object<'a>,
+    body: &'a [u8],
+    message_id: Option<&'a str>,
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn parse(body: &'a [u8], message_id: Option<&str>) -> Result<Self, Box<Invalid>> {
-        let mut glance = Invalid { action_id: message_id.and_then(as_uuid), ..Invalid::default() };
-        let flaw = match Self::object(body) {
-            Ok(raw) => {
-                let mut fields = Self { raw, glance };
-                fields.look_around();
-                if body.len() <= MESSAGE_BYTES_LIMIT {
-                    return Ok(fields);
+    pub(super) fn parse(body: &'a [u8], options: DecodeOptions<'a>) -> Result<Self, Box<Invalid>> {
+        let (message_id, bytes_max) = (options.message_id, message_bytes_max(options.content_bytes_max));
+        // A body over the limit is not looked at: parsing it could cost many times its size.
+        let (object, flaw) = if body.len() > bytes_max {
+            let expected = format!("expected at most {bytes_max} bytes, found {}", body.len());
+            (Object::default(), Some(Flaw::whole(expected)))
+        } else {
+            match Object::parse(body) {
+                Ok(object) => {
+                    let flaw = object.repeated.as_deref().map(|name| {
+                        Flaw::at(name, "expected the field once: readers differ in which one counts")
+                    });
+                    (object, flaw)
                 }
-                glance = fields.glance;
-                Flaw::whole(format!("expected at most {MESSAGE_BYTES_LIMIT} bytes, found {}", body.len()))
+                Err(flaw) => (Object::default(), Some(flaw)),
             }
-            Err(flaw) => flaw,
         };
-        Err(Box::new(Invalid { pointer: flaw.pointer, expected: flaw.expected, ..glance }))
+        let fields = Self { object, body, message_id };
+        match flaw {
+            None => Ok(fields),
+            Some(flaw) => Err(fields.invalid(flaw)),
+        }
     }
 
-    fn object(body: &'a [u8]) -> Result<BTreeMap<String, &'a RawValue>, Flaw> {
-        let text = std::str::from_utf8(body).map_err(|error| {
-            Flaw::whole(format!("expected UTF-8, found another byte at offset {}", error.valid_up_to()))
-        })?;
-        serde_json::from_str(text).map_err(|error| {
-            if serde_json::from_str::<IgnoredAny>(text).is_ok() {
-                Flaw::whole("expected a JSON object")
-            } else {
-                Flaw::whole(format!("expected a JSON object: {error}"))
-            }
-        })
-    }
-
-    /// Reads what a result is addressed by, ahead of any check.
-    fn look_around(&mut self) {
-        let text =
-            |name: &str| self.raw.get(name).and_then(|raw| serde_json::from_str::<String>(raw.get()).ok());
-        let glance = Invalid {
-            action_id: text("action_id").as_deref().and_then(as_uuid).or(self.glance.action_id),
-            kind: text("kind").as_deref().and_then(kind_from),
-            src_uuid: text("src_uuid").and_then(|t| DeckyUuid::parse(&t).ok()),
-            dst_uuid: text("dst_uuid").and_then(|t| DeckyUuid::parse(&t).ok()),
-            content_class: text("content_class").filter(|class| class.len() <= 256),
-            attribution: self
-                .raw
-                .get("attribution")
-                .filter(|raw| fits_attribution(raw))
-                .map(|raw| (*raw).to_owned()),
-            ..Invalid::default()
-        };
-        self.glance = glance;
-    }
-
-    pub(super) fn invalid(&mut self, flaw: Flaw) -> Box<Invalid> {
+    /// Refuses the message, with the fields by which a result is addressed, as far as they can be read.
+    pub(super) fn invalid(&self, flaw: Flaw) -> Box<Invalid> {
+        let raw = |name: &str| self.object.get(name).map(|field| field.raw.get());
+        let text = |name: &str| raw(name).and_then(|raw| serde_json::from_str::<String>(raw).ok());
         Box::new(Invalid {
             pointer: flaw.pointer,
             expected: flaw.expected,
-            ..std::mem::take(&mut self.glance)
+            action_id: id_of(text("action_id").as_deref(), self.message_id, self.body),
+            kind: text("kind").as_deref().and_then(kind_from),
+            src_uuid: text("src_uuid").and_then(|text| DeckyUuid::parse(&text).ok()),
+            dst_uuid: text("dst_uuid").and_then(|text| DeckyUuid::parse(&text).ok()),
+            content_class: text("content_class").filter(|class| class.len() <= 256),
+            attribution: self
+                .object
+                .get("attribution")
+                .filter(|field| attribution::flaw_in(field.raw.get()).is_none())
+                .map(|field| field.raw.to_owned()),
         })
     }
 
+    fn take_raw(&mut self, name: &str) -> Option<&'a RawValue> {
+        let field = self.object.fields.iter_mut().find(|field| field.name == name)?;
+        field.is_taken = true;
+        Some(field.raw)
+    }
+
     fn take<T: DeserializeOwned>(&mut self, name: &str, expected: &str) -> Result<Option<T>, Flaw> {
-        let Some(raw) = self.raw.remove(name) else { return Ok(None) };
+        let Some(raw) = self.take_raw(name) else { return Ok(None) };
         serde_json::from_str(raw.get()).map(Some).map_err(|_| Flaw::at(name, format!("expected {expected}")))
     }
 
@@ -228,29 +221,29 @@ impl<'a> Fields<'a> {
         })
     }
 
-    pub(super) fn action_id(&mut self, message_id: Option<&str>) -> Result<Uuid, Flaw> {
+    pub(super) fn action_id(&mut self) -> Result<Uuid, Flaw> {
         match self.text("action_id")? {
             Some(text) => as_uuid(&text).ok_or_else(|| Flaw::at("action_id", "expected a UUID")),
-            None => message_id.and_then(as_uuid).ok_or_else(|| {
+            None => self.message_id.and_then(as_uuid).ok_or_else(|| {
                 Flaw::at("action_id", "expected a UUID here, or one as the AMQP property message_id")
             }),
         }
     }
 
     pub(super) fn attribution(&mut self) -> Result<Option<Box<RawValue>>, Flaw> {
-        match self.raw.remove("attribution") {
+        match self.take_raw("attribution") {
             None => Ok(None),
             Some(raw) if raw.get() == "null" => Ok(None),
-            Some(raw) if fits_attribution(raw) => Ok(Some(raw.to_owned())),
-            Some(_) => Err(Flaw::at(
-                "attribution",
-                format!("expected an object of at most {ATTRIBUTION_BYTES_LIMIT} bytes, or null"),
-            )),
+            Some(raw) => match attribution::flaw_in(raw.get()) {
+                None => Ok(Some(raw.to_owned())),
+                Some(expected) => Err(Flaw::at("attribution", expected)),
+            },
         }
     }
 
     pub(super) fn none_left(&self, kind: Kind) -> Result<(), Flaw> {
-        match self.raw.keys().next() {
+        let of_other_kinds = self.object.fields.iter().find(|field| !field.is_taken).map(|field| field.name);
+        match self.object.unknown.as_deref().or(of_other_kinds) {
             None => Ok(()),
             Some(name) => Err(Flaw::at(
                 name,
@@ -258,10 +251,6 @@ impl<'a> Fields<'a> {
             )),
         }
     }
-}
-
-fn fits_attribution(raw: &RawValue) -> bool {
-    raw.get().starts_with('{') && raw.get().len() <= ATTRIBUTION_BYTES_LIMIT
 }
 
 fn kind_from(text: &str) -> Option<Kind> {
@@ -288,6 +277,9 @@ fn time_from(text: &str) -> Option<DateTime<FixedOffset>> {
     let strict = text.as_bytes().get(10) == Some(&b'T')
         && text.bytes().all(|b| b.is_ascii_digit() || b"-+:.TZ".contains(&b))
         && text.get(17..19).is_some_and(|seconds| seconds < "60");
-    let time = DateTime::parse_from_rfc3339(text).ok().filter(|_| strict)?;
+    // In UTC the year could have fewer or more than four digits. By the day, as the schema can say it.
+    let leaves_its_years = (text.starts_with("9999-12-31") && text.get(11..)?.contains('-'))
+        || (text.starts_with("0000-01-01") && text.get(11..)?.contains('+'));
+    let time = DateTime::parse_from_rfc3339(text).ok().filter(|_| strict && !leaves_its_years)?;
     Some(time.trunc_subsecs(9))
 }

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 
 use serde_json::value::RawValue;
 
-use super::DeckyName;
+use super::{DeckyName, without_byte_order_mark};
 
-/// Some of an action's fields, unchecked; what is no action has them empty.
+/// Some of an action's fields, unchecked; they are empty where the message is not an action.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Glance {
     /// `action_id`.
@@ -27,10 +27,11 @@ impl Glance {
         DeckyName::parse(&self.executing_decky).ok().map(|decky| format!("decky.{decky}"))
     }
 
-    /// Reads a message's fields; of a field that comes twice the last counts, as in decoding.
+    /// Reads a message's fields; of a field that comes twice, which decoding refuses, the last counts.
     #[must_use]
     pub fn at(body: &[u8]) -> Self {
-        let fields: HashMap<Cow<'_, str>, &RawValue> = serde_json::from_slice(body).unwrap_or_default();
+        let fields: HashMap<Cow<'_, str>, &RawValue> =
+            serde_json::from_slice(without_byte_order_mark(body)).unwrap_or_default();
         let text = |name: &str| {
             let value = fields.get(name).and_then(|value| serde_json::from_str::<String>(value.get()).ok());
             value.unwrap_or_default()

@@ -170,7 +170,7 @@ fn print(letters: &[Letter], as_json: bool) -> Result<(), Failed> {
 async fn show(options: &ShowOptions) -> Result<u8, Failed> {
     let mut found = Vec::new();
     look(&options.broker, |letter, delivery| {
-        if letter.action_id == options.id {
+        if letter.is_of(&options.id) {
             found.push(if options.json { letter.to_json_whole(&delivery) } else { letter.text(&delivery) });
         }
     })

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::Failed;
+use crate::action::without_byte_order_mark;
 use crate::result::base64_text;
 
 /// Reads a file, or standard input for `-`.
@@ -22,6 +23,8 @@ pub fn read_input(file: &Path) -> Result<String, Failed> {
         std::fs::File::open(file).and_then(|mut opened| opened.read_to_end(&mut bytes))
     };
     read.map_err(|error| Failed::to_read(file, &error))?;
+    let marks = bytes.len() - without_byte_order_mark(&bytes).len();
+    bytes.drain(..marks);
     String::from_utf8(bytes).map_err(|error| {
         Failed::usage("the input is no JSON")
             .why(format!("it is not UTF-8 at byte {}", error.utf8_error().valid_up_to()))

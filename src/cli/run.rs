@@ -8,7 +8,7 @@ use clap::Args;
 use tokio::sync::watch;
 
 use super::input::{read_input, split, with_action_id};
-use super::output::{Printer, say};
+use super::output::Printer;
 use super::{DriverSettings, EXIT_ACTION_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Failed, runtime};
 use crate::action::{Action, DecodeOptions};
 use crate::driver::{Attempt, engine_hint};
@@ -58,19 +58,11 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
                 judge(&driver, &policy, decoded, Attempt { now: started_at, is_repeat: false }).await;
             let Ok(judged) = judged else { return Ok(EXIT_INTERRUPTED) };
             let occasion = Occasion { attempt: 1, redelivered: false, started_at, finished_at: Utc::now() };
-            let message = judged.failure_message();
             let result = judged.result(Disposition::Completed, occasion, &worker);
-            let line = match &result {
-                Some(result) => serde_json::to_string(result)
-                    .map_err(|error| Failed::internal("failed to write a result as JSON").why(error))?,
-                None => {
-                    say(format_args!("error: {message}"));
-                    status = EXIT_USAGE;
-                    continue;
-                }
-            };
+            let line = serde_json::to_string(&result)
+                .map_err(|error| Failed::internal("failed to write a result as JSON").why(error))?;
             printer.json(&line);
-            match result.and_then(|result| result.failure) {
+            match result.failure {
                 None => {}
                 Some(failure) if failure.class == FailureClass::Invalid => status = EXIT_USAGE,
                 Some(failure) => {

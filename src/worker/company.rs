@@ -7,8 +7,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::time::{Instant, sleep};
 
-use super::memory::Key;
-use super::pipeline::{Answered, Decoded, Pipeline, key_of};
+use super::memory::{Key, Seen};
+use super::pipeline::{Answered, Decoded, Pipeline};
 use super::{Judged, lanes};
 use crate::action::{Action, Glance};
 use crate::broker::{Crowd, Delivery, Publish, Settle};
@@ -35,9 +35,10 @@ pub struct Waiting<S> {
 }
 
 impl<S> Waiting<S> {
-    /// Finds a delivery's lane.
-    pub fn new(delivery: Delivery<S>) -> Self {
-        let glance = Glance::at(&delivery.body);
+    /// Finds a delivery's lane; a body over the limit is not looked at, and is no action.
+    pub fn new(delivery: Delivery<S>, body_bytes_max: usize) -> Self {
+        let is_within = delivery.body.len() <= body_bytes_max;
+        let glance = if is_within { Glance::at(&delivery.body) } else { Glance::default() };
         let may_share = matches!(glance.kind.as_str(), "file" | "edit" | "remove")
             && delivery.body.len() <= SHARED_BODY_BYTES_MAX;
         Self { decky: glance.executing_decky, may_share, delivery }
@@ -52,12 +53,12 @@ pub struct Company<'a, R, P, S> {
     pub pipeline: &'a Arc<Pipeline<R, P>>,
     pub turn: &'a Turn<S>,
     /// The one that the turn began with.
-    pub first: Option<(Arc<Action>, Delivery<S>)>,
+    pub first: Option<Ticket<S>>,
     /// What was taken from the lane and has to run alone.
     pub aside: Option<(Decoded, Delivery<S>)>,
     /// What was given to the batch and not begun.
     pub not_begun: Vec<Delivery<S>>,
-    /// What was given to the batch and has no outcome yet.
+    /// The messages that were given to the batch and have no outcome yet.
     pub begun: HashSet<Key>,
     /// Whether more may wait with the broker than could be taken.
     pub crowd: Crowd,
@@ -67,36 +68,39 @@ pub struct Company<'a, R, P, S> {
     pub settled_since: Option<Instant>,
 }
 
+/// An action that was given to the batch, with the delivery that it came by.
+pub type Ticket<S> = (Arc<Action>, Seen, Delivery<S>);
+
 impl<R, P, S> Company<'_, R, P, S> {
-    fn begin(&mut self, action: Arc<Action>, delivery: Delivery<S>) -> Next<(Arc<Action>, Delivery<S>)> {
-        self.begun.insert(key_of(&action, &delivery));
+    fn begin(&mut self, (action, seen, delivery): Ticket<S>) -> Next<Ticket<S>> {
+        self.begun.insert(seen.key);
         let is_repeat = delivery.is_repeat();
-        Next { action: action.clone(), ticket: (action, delivery), is_repeat }
+        Next { action: action.clone(), ticket: (action, seen, delivery), is_repeat }
     }
 }
 
 impl<R: RunCommand, P: Publish, S: Settle + Sync> Batch for &mut Company<'_, R, P, S> {
-    type Ticket = (Arc<Action>, Delivery<S>);
+    type Ticket = Ticket<S>;
 
     fn next(&mut self) -> Option<Next<Self::Ticket>> {
-        if let Some((action, delivery)) = self.first.take() {
-            return Some(self.begin(action, delivery));
+        if let Some(first) = self.first.take() {
+            return Some(self.begin(first));
         }
         if self.aside.is_some() {
             return None;
         }
         let delivery = self.turn.next_if(|waiting| waiting.may_share)?.delivery;
         (self.idle_since, self.settled_since) = (None, None);
-        match self.pipeline.decode(&delivery) {
-            // What is delivered again while it runs has its answer after that.
+        let Decoded { seen, action } = self.pipeline.decode(&delivery);
+        match action {
+            // A redelivery of a running action is answered when that run ends.
             Ok(action)
-                if !self.begun.contains(&key_of(&action, &delivery))
-                    && self.pipeline.may_share(&action, &delivery) =>
+                if !self.begun.contains(&seen.key) && self.pipeline.may_share(&action, &seen, &delivery) =>
             {
-                Some(self.begin(action, delivery))
+                Some(self.begin((action, seen, delivery)))
             }
-            decoded => {
-                self.aside = Some((decoded, delivery));
+            action => {
+                self.aside = Some((Decoded { seen, action }, delivery));
                 None
             }
         }
@@ -131,24 +135,24 @@ impl<R: RunCommand, P: Publish, S: Settle + Sync> Batch for &mut Company<'_, R, 
         false
     }
 
-    fn may_begin(&self, (action, delivery): &Self::Ticket) -> bool {
+    fn may_begin(&self, (action, _, delivery): &Self::Ticket) -> bool {
         delivery.settle.is_current() && self.pipeline.is_next(action)
     }
 
     fn done(
         &mut self,
-        (action, delivery): Self::Ticket,
+        (action, seen, delivery): Self::Ticket,
         outcome: Outcome,
         span: (DateTime<Utc>, DateTime<Utc>),
     ) {
-        self.begun.remove(&key_of(&action, &delivery));
+        self.begun.remove(&seen.key);
         let judged = Judged::Done(action, outcome);
         self.pipeline.note(&judged, delivery.properties.attempt());
-        self.pipeline.finish(Answered::Now(judged, span), delivery, self.turn.alive());
+        self.pipeline.finish(Answered::Now(judged, span), seen, delivery, self.turn.alive());
     }
 
-    fn not_begun(&mut self, (action, delivery): Self::Ticket) {
-        self.begun.remove(&key_of(&action, &delivery));
+    fn not_begun(&mut self, (_, seen, delivery): Self::Ticket) {
+        self.begun.remove(&seen.key);
         self.not_begun.push(delivery);
     }
 }

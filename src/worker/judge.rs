@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::action::{Action, Invalid};
+use crate::cut::{MESSAGE_CHARS_MAX, cut};
 use crate::driver::{Aborted, Attempt, Driver};
 use crate::policy::Policy;
 use crate::result::{ActivityResult, Disposition, Failure, FailureClass, Occasion, Outcome, WorkerIdentity};
@@ -31,25 +32,25 @@ impl Judged {
     #[must_use]
     pub fn failure_message(&self) -> String {
         match self {
-            Self::Invalid(invalid) => invalid.to_string(),
+            Self::Invalid(invalid) => cut(&invalid.to_string(), MESSAGE_CHARS_MAX).into_owned(),
             Self::Done(_, outcome) => {
                 outcome.failure.as_ref().map(|failure| failure.message.clone()).unwrap_or_default()
             }
         }
     }
 
-    /// The activity result; none where no action id could be read.
+    /// The activity result.
     #[must_use]
     pub fn result(
         self,
         disposition: Disposition,
         occasion: Occasion,
         worker: &WorkerIdentity,
-    ) -> Option<ActivityResult> {
+    ) -> ActivityResult {
         match self {
             Self::Invalid(invalid) => ActivityResult::invalid(&invalid, disposition, occasion, worker),
             Self::Done(action, outcome) => {
-                Some(ActivityResult::new(&action, outcome, disposition, occasion, worker))
+                ActivityResult::new(&action, outcome, disposition, occasion, worker)
             }
         }
     }

@@ -11,9 +11,10 @@ use tracing::{info, warn};
 
 use crate::backoff::Backoff;
 use crate::broker::{
-    Delivery, HEADER_ATTEMPT, HEADER_FIRST_SEEN, HEADER_HANDED_BACK, HeaderValue, Properties, Publication,
-    Publish, Topology,
+    Delivery, HEADER_ATTEMPT, HEADER_DEFERRALS, HEADER_FIRST_SEEN, HEADER_HANDED_BACK, HeaderValue,
+    Properties, Publication, Publish, Topology,
 };
+use crate::cut::{MESSAGE_CHARS_MAX, cut};
 use crate::driver::Aborted;
 use crate::result::Occasion;
 use crate::worker::memory::Answer;
@@ -54,11 +55,20 @@ impl<P: Publish> Outbox<P> {
 
     /// Publishes a result, and a copy of it to whoever asked for one.
     ///
-    /// A result that is on its way is not sent a second time, though its action was delivered again.
-    pub async fn result(&self, answer: &Arc<Answer>, delivered: &Properties) -> Result<(), Aborted> {
+    /// A result that is on its way is not sent a second time for a redelivery of its action.
+    pub async fn result(
+        &self,
+        answer: &Arc<Answer>,
+        delivered: &Properties,
+        redelivered: bool,
+    ) -> Result<(), Aborted> {
         let place = Arc::as_ptr(answer).addr();
         let (confirmed, confirm) = watch::channel(false);
         while let Some(mut before) = self.begin(place, &confirm) {
+            // Another submission may ask for its own copy, or have its own correlation id.
+            if !redelivered {
+                return self.send_result(answer, delivered).await;
+            }
             if before.wait_for(|confirmed| *confirmed).await.is_ok() {
                 return Ok(());
             }
@@ -86,7 +96,7 @@ impl<P: Publish> Outbox<P> {
     }
 
     async fn send_result(&self, answer: &Answer, delivered: &Properties) -> Result<(), Aborted> {
-        let (properties, body) = (&answer.properties(), &*answer.body);
+        let (properties, body) = (&answer.properties(delivered), &*answer.body);
         let (exchange, routing_key) = (self.topology.results.as_str(), &*answer.routing_key);
         self.publish_until_confirmed(Publication { exchange, routing_key, properties, body }).await?;
         if let Some(reply_to) = &delivered.reply_to {
@@ -99,17 +109,33 @@ impl<P: Publish> Outbox<P> {
         Ok(())
     }
 
-    /// Has an action come again after the delay that follows the given attempt, as the attempt `next_attempt`.
-    pub async fn delayed<S>(
+    /// Publishes the next attempt to the delay queue that follows this one.
+    pub async fn retry<S>(&self, delivery: &Delivery<S>, seen_at: DateTime<Utc>) -> Result<(), Aborted> {
+        let attempt = delivery.properties.attempt();
+        let mut properties = delivery.properties.clone();
+        let next = HeaderValue::Integer(i64::from(attempt) + 1);
+        properties.headers.insert(HEADER_ATTEMPT.to_owned(), next);
+        self.delayed(delivery, properties, attempt, seen_at).await
+    }
+
+    /// Publishes the same attempt to the delay queue that follows the given attempt.
+    pub async fn deferral<S>(&self, delivery: &Delivery<S>, after: u32) -> Result<(), Aborted> {
+        let mut properties = delivery.properties.clone();
+        let attempt = HeaderValue::Integer(properties.attempt().into());
+        properties.headers.insert(HEADER_ATTEMPT.to_owned(), attempt);
+        let deferrals = HeaderValue::Integer(properties.deferrals().saturating_add(1));
+        properties.headers.insert(HEADER_DEFERRALS.to_owned(), deferrals);
+        self.delayed(delivery, properties, after, Utc::now()).await
+    }
+
+    async fn delayed<S>(
         &self,
         delivery: &Delivery<S>,
-        attempt: u32,
-        next_attempt: u32,
+        mut properties: Properties,
+        after: u32,
         seen_at: DateTime<Utc>,
     ) -> Result<(), Aborted> {
-        let route = self.topology.retry_route(attempt);
-        let mut properties = delivery.properties.clone();
-        properties.headers.insert(HEADER_ATTEMPT.to_owned(), HeaderValue::Integer(next_attempt.into()));
+        let route = self.topology.retry_route(after);
         properties
             .headers
             .entry(HEADER_FIRST_SEEN.to_owned())
@@ -159,7 +185,7 @@ impl<P: Publish> Outbox<P> {
         };
         tell("reason", grounds.reason.into());
         tell("class", grounds.class.into());
-        tell("message", grounds.message.chars().take(1024).collect::<String>().as_str().into());
+        tell("message", (&*cut(grounds.message, MESSAGE_CHARS_MAX)).into());
         tell("attempts", HeaderValue::Integer(occasion.attempt.into()));
         tell("worker", self.worker_id.as_str().into());
         tell("died-at", HeaderValue::Text(rfc3339(occasion.finished_at)));
@@ -251,13 +277,12 @@ mod tests {
         let answer = Arc::new(Answer {
             id: Uuid::nil(),
             routing_key: "k".into(),
-            correlation_id: None,
-            traceparent: None,
             finished_at: DateTime::UNIX_EPOCH,
             body: b"{}".as_slice().into(),
         });
-        let (sent, delivered) = (|| gate.0.1.load(Ordering::SeqCst), Properties::default());
-        let send = || Box::pin(outbox.result(&answer, &delivered));
+        let sent = || gate.0.1.load(Ordering::SeqCst);
+        let delivered = Properties::default();
+        let send = || Box::pin(outbox.result(&answer, &delivered, true));
         let (mut first, mut second, mut given_up) = (send(), send(), send());
         let is_over = async |sending: &mut _| futures_lite::future::poll_once(sending).await.is_some();
         assert!(!is_over(&mut first).await && !is_over(&mut second).await && sent() == 1);
@@ -265,8 +290,10 @@ mod tests {
         assert!(first.await.is_ok() && second.await.is_ok() && sent() == 1);
         // It is in no memory but this process's that it has arrived, so whoever asks is answered.
         assert!(!is_over(&mut given_up).await && sent() == 2);
-        drop(given_up);
+        let mut submitted_anew = Box::pin(outbox.result(&answer, &delivered, false));
+        assert!(!is_over(&mut submitted_anew).await && sent() == 3, "it may ask for a copy of its own");
+        drop((given_up, submitted_anew));
         gate.0.0.add_permits(1);
-        assert!(send().await.is_ok() && sent() == 3);
+        assert!(send().await.is_ok() && sent() == 4);
     }
 }

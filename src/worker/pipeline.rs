@@ -15,17 +15,19 @@ use tracing::{debug, info, warn};
 use engine::Suspected;
 use settling::{Disposal, dispose};
 
-use crate::action::{Action, DeckyName, DecodeOptions, Invalid};
+use crate::action::{Action, DeckyName, DecodeOptions, Invalid, message_bytes_max};
 use crate::broker::{Delivery, Layout, Publish, Settle, Topology};
 use crate::driver::{self, Aborted, Driver, can_share};
 use crate::policy::Policy;
 use crate::result::{Failure, FailureClass, Outcome, WorkerIdentity};
 use crate::subprocess::RunCommand;
 use crate::worker::breaker::Breakers;
-use crate::worker::company::{Company, Turn};
+use crate::worker::company::{Company, Ticket, Turn};
+use crate::worker::decide::{Decision, decide};
 use crate::worker::engine::EngineWatch;
 use crate::worker::lanes::Alive;
-use crate::worker::memory::{Finished, Key, Memory};
+use crate::worker::left::Tally;
+use crate::worker::memory::{Answer, Memory, Seen, Successor};
 use crate::worker::order::Order;
 use crate::worker::outbox::Outbox;
 use crate::worker::{Judged, judge};
@@ -45,8 +47,13 @@ pub struct PipelineOptions {
     pub ahead_max: usize,
 }
 
-/// What a message's body turned out to be.
-pub type Decoded = Result<Arc<Action>, Box<Invalid>>;
+/// A delivery's message, checked and identified.
+pub struct Decoded {
+    /// By what its other deliveries are known.
+    pub seen: Seen,
+    /// Its action, if it is a valid one.
+    pub action: Result<Arc<Action>, Box<Invalid>>,
+}
 
 /// Takes deliveries to their settlement.
 pub struct Pipeline<R, P> {
@@ -55,6 +62,7 @@ pub struct Pipeline<R, P> {
     outbox: Outbox<P>,
     options: PipelineOptions,
     memory: Memory,
+    tally: Tally,
     settled: Notify,
     order: Order,
     breakers: Breakers,
@@ -80,6 +88,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             outbox,
             options,
             memory: Memory::default(),
+            tally: Tally::default(),
             settled: Notify::new(),
             order: Order::default(),
             breakers: Breakers::default(),
@@ -114,6 +123,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
 
     /// Tells that the broker was lost.
     pub fn distrust_broker(&self) {
+        self.memory.connection_lost(Instant::now());
         self.outbox.distrust_broker();
     }
 
@@ -127,9 +137,19 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         self.engine.supervise(&self.driver).await;
     }
 
+    /// The counts of what deliveries left behind, and of their acks.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
     /// Is told whenever a delivery has been settled.
     pub fn settled(&self) -> &Notify {
         &self.settled
+    }
+
+    /// The largest body that is looked at.
+    pub fn body_bytes_max(&self) -> usize {
+        message_bytes_max(self.options.content_bytes_max)
     }
 
     /// Checks a message's body.
@@ -138,48 +158,48 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             message_id: delivery.properties.message_id.as_deref(),
             content_bytes_max: self.options.content_bytes_max,
         };
-        Action::decode(&delivery.body, decode).map(Arc::new)
+        let action = Action::decode(&delivery.body, decode).map(Arc::new);
+        let id = match &action {
+            Ok(action) => action.id,
+            Err(invalid) => invalid.action_id,
+        };
+        Decoded { seen: self.memory.seen(id, delivery), action }
     }
 
     /// Runs what came to the head of a decky's lane, and with it what waits behind it and can share its exec.
     ///
     /// What a delivery comes to is published and settled beside the lane.
     pub async fn take<S: Settle + Sync>(self: Arc<Self>, first: Delivery<S>, turn: Turn<S>) {
-        let decoded = self.decode(&first);
-        if let Ok(action) = &decoded {
+        let Decoded { seen, action } = self.decode(&first);
+        if let Ok(action) = &action {
             self.clear(action, &first).await;
         }
         let has_company = || turn.count(|waiting| waiting.may_share) > 0;
-        match decoded {
+        match action {
             Ok(action)
-                if self.may_share(&action, &first)
+                if self.may_share(&action, &seen, &first)
                     && has_company()
                     && self.breakers.may_try(action.executing_decky(), Instant::now()) =>
             {
-                self.take_together(action, first, turn).await;
+                self.take_together((action, seen, first), turn).await;
             }
-            decoded => self.take_alone(decoded, first, turn.alive()).await,
+            action => self.take_alone(Decoded { seen, action }, first, turn.alive()).await,
         }
     }
 
-    async fn take_together<S: Settle + Sync>(
-        self: Arc<Self>,
-        action: Arc<Action>,
-        first: Delivery<S>,
-        turn: Turn<S>,
-    ) {
+    async fn take_together<S: Settle + Sync>(self: Arc<Self>, first: Ticket<S>, turn: Turn<S>) {
         let mut company = Company {
             pipeline: &self,
             turn: &turn,
-            crowd: first.settle.crowd(),
-            first: Some((action, first)),
+            crowd: first.2.settle.crowd(),
+            first: Some(first),
             aside: None,
             not_begun: Vec::new(),
             begun: HashSet::new(),
             idle_since: None,
             settled_since: None,
         };
-        // What was not told of when the program stops at once goes back to its queue.
+        // On immediate shutdown, actions without an outcome are requeued.
         let _ = self.driver.perform_batch(&mut company).await;
         let Company { aside, not_begun, .. } = company;
         for delivery in not_begun {
@@ -195,15 +215,16 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         if !delivery.settle.is_current() {
             return;
         }
-        let key = decoded.as_ref().ok().map(|action| key_of(action, &delivery));
-        let answer = match key.and_then(|key| self.memory.recall(key)) {
-            Some(finished) => Answered::Before(finished),
-            None => match self.hindrance(&decoded, &delivery) {
+        let Decoded { seen, action } = decoded;
+        let answer = match self.decide(&seen) {
+            Decision::Answer(answer) => Answered::Before(answer),
+            Decision::Drop { by, confirmed } => Answered::Replaced(by, confirmed),
+            Decision::Run => match self.hindrance(&action, &delivery) {
                 Some(delay) => delay,
                 None => {
                     let began = Utc::now();
                     let occasion = driver::Attempt { now: began, is_repeat: delivery.is_repeat() };
-                    let judged = match judge(&self.driver, &self.policy, decoded, occasion).await {
+                    let judged = match judge(&self.driver, &self.policy, action, occasion).await {
                         Ok(judged) => judged,
                         Err(Aborted) => return,
                     };
@@ -212,12 +233,17 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
                 }
             },
         };
-        self.finish(answer, delivery, alive);
+        self.finish(answer, seen, delivery, alive);
+    }
+
+    fn decide(&self, seen: &Seen) -> Decision {
+        decide(self.memory.recall(seen, Instant::now()), seen.redelivered)
     }
 
     /// Gives up a delivery that was delivered again and again, and no worker lived to answer it.
     pub fn bury<S: Settle>(self: &Arc<Self>, delivery: Delivery<S>, alive: Alive) {
-        let judged = match self.decode(&delivery) {
+        let Decoded { seen, action } = self.decode(&delivery);
+        let judged = match action {
             Ok(action) => {
                 let message =
                     "it was delivered many times and no worker lived to answer: it may bring its worker down";
@@ -228,34 +254,38 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             Err(invalid) => Judged::Invalid(invalid),
         };
         let now = Utc::now();
-        self.finish(Answered::Now(judged, (now, now)), delivery, alive);
+        self.finish(Answered::Now(judged, (now, now)), seen, delivery, alive);
     }
 
-    /// Has a delivery come again later that waits for a decky where nothing moves: others need its place.
+    /// Defers a delivery that waits for a decky where nothing moves: others need its place.
     pub fn put_off<S: Settle>(self: &Arc<Self>, delivery: Delivery<S>, alive: Alive) {
-        let action = match self.decode(&delivery) {
-            Ok(action) if delivery.settle.is_current() => action,
-            // What is no action keeps no place.
-            decoded => {
+        let Decoded { seen, action } = self.decode(&delivery);
+        let action = match action {
+            Ok(action) if delivery.settle.is_current() && matches!(self.decide(&seen), Decision::Run) => {
+                action
+            }
+            // A message that is not to be run keeps no place.
+            action => {
                 let pipeline = self.clone();
+                let decoded = Decoded { seen, action };
                 tokio::spawn(async move { pipeline.take_alone(decoded, delivery, alive).await });
                 return;
             }
         };
         let delay = self.options.topology.retry_delay(1);
         self.order.waits_for_decky(&action, delay, Instant::now());
-        self.finish(Answered::Behind(1), delivery, alive);
+        self.finish(Answered::Behind(1), seen, delivery, alive);
     }
 
     /// Whether an action can share an exec with others as things are.
-    pub fn may_share<S: Settle>(&self, action: &Action, delivery: &Delivery<S>) -> bool {
+    pub fn may_share<S: Settle>(&self, action: &Action, seen: &Seen, delivery: &Delivery<S>) -> bool {
         can_share(action)
             && delivery.settle.is_current()
             && !self.engine.is_open()
             && self.hand_back(action, delivery).is_none()
             && self.policy.refusal(action).is_none()
             && action.expires_at.is_none_or(|expires_at| expires_at > Utc::now())
-            && self.memory.recall(key_of(action, delivery)).is_none()
+            && matches!(self.decide(seen), Decision::Run)
             && self.is_in_turn(action, delivery, Instant::now())
             && self.is_next(action)
     }
@@ -279,24 +309,31 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
     pub fn finish<S: Settle + Sync>(
         self: &Arc<Self>,
         answered: Answered,
+        seen: Seen,
         delivery: Delivery<S>,
         alive: Alive,
     ) {
         let pipeline = self.clone();
         let suspected = Suspected::of(&answered);
-        let outgoing = self.prepare(answered, &delivery);
+        let outgoing = self.prepare(answered, &seen, &delivery);
         // Boxed, as the runtime's own allocations of this size leave memory in pieces too small to use.
         tokio::spawn(Box::pin(async move {
-            let outgoing = pipeline.reconsider(suspected, outgoing, &delivery).await;
-            let sent = pipeline.send(outgoing, &delivery).await;
-            pipeline.settle(sent, delivery).await;
+            let outgoing = pipeline.reconsider(suspected, outgoing, &seen, &delivery).await;
+            // A delivery that left nothing behind is requeued with its channel.
+            if let Ok(left) = pipeline.send(outgoing, &delivery).await {
+                pipeline.settle(left, &seen, delivery).await;
+            }
             drop(alive);
         }));
     }
 
     /// Why the action cannot be tried now, if it cannot; it then comes again.
-    fn hindrance<S>(&self, decoded: &Decoded, delivery: &Delivery<S>) -> Option<Answered> {
-        let action = decoded.as_ref().ok()?;
+    fn hindrance<S>(
+        &self,
+        action: &Result<Arc<Action>, Box<Invalid>>,
+        delivery: &Delivery<S>,
+    ) -> Option<Answered> {
+        let action = action.as_ref().ok()?;
         // What is not to be run at all has its answer at once.
         let is_over = action.expires_at.is_some_and(|expires_at| expires_at <= Utc::now());
         if is_over || self.policy.refusal(action).is_some() {
@@ -323,7 +360,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         }
         debug!(action.id = %action.id, decky.name = %action.executing_decky(), attempt, "not tried: the decky is left in peace");
         self.order.waits(action, attempt, topology.retry_delay(attempt), now);
-        Some(Answered::Untried(key_of(action, delivery)))
+        Some(Answered::Untried)
     }
 
     /// Keeps the order of paths and the state of deckies; before anything else on them is begun.
@@ -366,17 +403,14 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
 pub enum Answered {
     /// This, in this span of time.
     Now(Judged, (DateTime<Utc>, DateTime<Utc>)),
-    /// It has been finished before, and was not run again.
-    Before(Finished),
+    /// Its action has this result already, and was not run again.
+    Before(Arc<Answer>),
+    /// This was, or is being, published in its place when it came before; it was not run again.
+    Replaced(Successor, watch::Receiver<bool>),
     /// One before it on its path waits since its attempt of this number; it comes again after that one.
     Behind(u32),
     /// Its decky is on another worker's engine; the number of the hand-back.
     HandedBack(u32),
     /// Its decky is left in peace; it comes again as if it had been tried.
-    Untried(Key),
-}
-
-/// Under what a delivery is remembered.
-pub fn key_of<S>(action: &Action, delivery: &Delivery<S>) -> Key {
-    (action.id, delivery.properties.replays(), delivery.properties.attempt())
+    Untried,
 }

@@ -89,6 +89,14 @@ impl<R: RunCommand> Service<R> {
 
     /// Consumes until told to stop; `Err` is what cannot get better by waiting, found before anything was consumed.
     pub async fn serve(mut self) -> Result<(), BrokerError> {
+        let served = self.consume_again_and_again().await;
+        if served.is_ok() {
+            self.pipeline.tally().log();
+        }
+        served
+    }
+
+    async fn consume_again_and_again(&mut self) -> Result<(), BrokerError> {
         let mut backoff = Backoff::default();
         let mut said = String::new();
         let mut ever_connected = false;
@@ -239,7 +247,7 @@ impl<R: RunCommand> Service<R> {
     /// Puts a delivery into its lane.
     fn begin(&mut self, delivery: Delivery<AmqpSettle>) {
         if delivery.settle.is_current() {
-            let waiting = Waiting::new(delivery);
+            let waiting = Waiting::new(delivery, self.pipeline.body_bytes_max());
             self.lanes.push(waiting.decky.clone(), waiting);
         }
     }

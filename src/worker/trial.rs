@@ -91,6 +91,10 @@ mod tests {
             true
         }
 
+        fn is_connected(&self) -> bool {
+            true
+        }
+
         fn crowd(&self) -> Crowd {
             Crowd::new(|| false)
         }

@@ -37,6 +37,7 @@ struct Found {
     open: HashSet<String>,
     results: HashMap<String, Vec<Value>>,
     dead: HashMap<String, Delivery>,
+    dead_twice: usize,
     messages: usize,
 }
 
@@ -60,6 +61,7 @@ pub struct Cell {
 pub struct Verdict {
     pub run_twice: usize,
     pub results_twice: usize,
+    pub dead_twice: usize,
     pub dead: HashMap<String, Delivery>,
     /// The paths of all runs in the order in which they began.
     pub begun: Vec<String>,
@@ -243,7 +245,10 @@ impl Cell {
         let action: Value = serde_json::from_slice(&delivery.data).unwrap();
         let id = action["action_id"].as_str().unwrap().to_owned();
         self.found.open.remove(&id);
-        self.found.dead.insert(id, delivery);
+        let is_again = !delivery.redelivered;
+        if self.found.dead.insert(id, delivery).is_some() && is_again {
+            self.found.dead_twice += 1;
+        }
     }
 
     fn missing(&self) -> String {
@@ -270,7 +275,8 @@ impl Cell {
         }
         let run_twice = self.engine.calls("begin").values().filter(|runs| **runs > 1).count();
         self.print(run_twice, results_twice);
-        Verdict { run_twice, results_twice, dead: self.found.dead, begun: self.engine.begun() }
+        let (dead, dead_twice) = (self.found.dead, self.found.dead_twice);
+        Verdict { run_twice, results_twice, dead_twice, dead, begun: self.engine.begun() }
     }
 
     /// Takes what the workers published beyond one message an action.

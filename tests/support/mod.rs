@@ -10,6 +10,7 @@ pub mod proxy;
 pub mod raw;
 pub mod tool;
 
+use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -236,12 +237,63 @@ impl WorkerProcess {
     }
 
     pub fn wait(&mut self) -> i32 {
-        self.child.wait().expect("the worker ends").code().expect("an exit status")
+        let status = self.child.wait().expect("the worker ends").code().expect("an exit status");
+        if status == 0 {
+            self.assert_acks_are_accounted_for();
+        }
+        status
+    }
+
+    /// Every delivery that a worker acked left something behind: it says so when it stops.
+    fn assert_acks_are_accounted_for(&mut self) {
+        let lines: Vec<String> = self.lines.iter().collect();
+        let last = lines.iter().find(|line| line.contains("stopped settled=")).expect("the worker's counts");
+        let counts = last.split_once("stopped ").expect("fields").1.split_whitespace();
+        let counts: HashMap<&str, u64> = counts
+            .filter_map(|field| field.split_once('='))
+            .map(|(name, count)| (name, count.parse().expect("a count")))
+            .collect();
+        let left = [
+            "results",
+            "repeated_results",
+            "retries",
+            "deferrals",
+            "dead_letters",
+            "broker_dead_letters",
+            "duplicates",
+        ];
+        let left: u64 = left.iter().map(|name| counts[name]).sum();
+        assert_eq!(counts["settled"] + counts["unsettled"], left, "{last}");
+    }
+
+    /// Waits for it to end by itself, no longer than `time`; says whether it did.
+    fn has_ended_within(&mut self, time: Duration) -> bool {
+        let began = std::time::Instant::now();
+        while self.child.try_wait().expect("a child").is_none() {
+            if began.elapsed() > time {
+                return false;
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        true
     }
 }
 
 impl Drop for WorkerProcess {
     fn drop(&mut self) {
+        // A worker that can still be asked to stop gives account of its acks.
+        if !std::thread::panicking() && !self.has_ended_within(Duration::ZERO) {
+            for time in [Duration::from_secs(2), Duration::from_secs(1)] {
+                self.signal("-TERM");
+                if self.has_ended_within(time) {
+                    // One that never came to consume has nothing to account for.
+                    if self.child.wait().is_ok_and(|status| status.success()) {
+                        self.assert_acks_are_accounted_for();
+                    }
+                    return;
+                }
+            }
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

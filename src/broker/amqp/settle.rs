@@ -81,6 +81,10 @@ impl Settle for AmqpSettle {
         matches!(*self.life.borrow(), Life::Current | Life::Orphaned)
     }
 
+    fn is_connected(&self) -> bool {
+        self.life.borrow().is_connected()
+    }
+
     fn crowd(&self) -> Crowd {
         let source = self.source.clone();
         Crowd::new(move || source.life.receiver_count() >= source.prefetch.load(Ordering::Relaxed))

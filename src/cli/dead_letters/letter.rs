@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{DeadLetter, body};
-use crate::action::Glance;
+use crate::action::{Glance, id_of, without_byte_order_mark};
 use crate::broker::{
     Death, HEADER_ATTEMPT, HEADER_DELAY, HEADER_FIRST_SEEN, HEADER_HANDED_BACK, HEADER_REPLAYS, HeaderValue,
     Properties,
@@ -37,6 +37,8 @@ pub struct Letter {
     pub action_id: String,
     /// Whether some of its properties cannot be read, and so not be published again.
     pub is_unreadable: bool,
+    /// The id that its result has, also where the message names none.
+    result_id: Uuid,
 }
 
 impl Letter {
@@ -68,11 +70,11 @@ impl Letter {
             Some(HeaderValue::Integer(attempts)) => Some(*attempts),
             _ => None,
         };
-        let id = if glance.action_id.is_empty() {
-            properties.message_id.clone().unwrap_or_default()
-        } else {
-            glance.action_id
-        };
+        let message_id = properties.message_id.as_deref();
+        let result_id = id_of(Some(&glance.action_id), message_id, &delivery.body);
+        let named =
+            [&*glance.action_id, message_id.unwrap_or_default()].into_iter().find(|id| !id.is_empty());
+        let action_id = named.map_or_else(|| result_id.to_string(), ToOwned::to_owned);
         Self {
             died_at,
             reason,
@@ -83,9 +85,15 @@ impl Letter {
             path: glance.path,
             attempts,
             replays: properties.replays(),
-            action_id: id,
+            action_id,
             is_unreadable: properties.unreadable.is_some(),
+            result_id,
         }
+    }
+
+    /// Whether it is the dead letter of this action, by the id that it names or that its result has.
+    pub fn is_of(&self, id: &str) -> bool {
+        self.action_id == id || self.result_id.to_string() == id
     }
 
     /// Tells this letter from others, also where its message is no action.
@@ -157,17 +165,13 @@ impl Letter {
     /// The action as `submit` reads it; `None` where the body is no JSON object.
     pub fn to_submit(&self, delivery: &DeadLetter) -> Option<String> {
         let body = json_of(delivery).filter(|body| body.starts_with('{'))?;
-        Some(match Uuid::try_parse(&self.action_id) {
-            // An id that no action can have would make the whole input invalid; `submit` draws another.
-            Err(_) => body.to_owned(),
-            Ok(_) => with_fields(body, [("action_id", || self.action_id.clone())]),
-        })
+        Some(with_fields(body, [("action_id", || self.result_id.to_string())]))
     }
 }
 
 /// The body where it is JSON, without the blanks around it.
 fn json_of(delivery: &DeadLetter) -> Option<&str> {
-    serde_json::from_slice::<&RawValue>(&delivery.body).ok().map(RawValue::get)
+    serde_json::from_slice::<&RawValue>(without_byte_order_mark(&delivery.body)).ok().map(RawValue::get)
 }
 
 fn ours<'a>(properties: &'a Properties, name: &str) -> Option<&'a HeaderValue> {

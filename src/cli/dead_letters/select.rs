@@ -41,7 +41,7 @@ impl Selection {
 
     pub fn wants(&self, letter: &Letter) -> bool {
         let is = |wanted: &Option<String>, value: &str| wanted.as_ref().is_none_or(|wanted| wanted == value);
-        (self.id.is_empty() || self.id.contains(&letter.action_id))
+        (self.id.is_empty() || self.id.iter().any(|id| letter.is_of(id)))
             && is(&self.kind, &letter.kind)
             && is(&self.class, &letter.class)
             && self.decky.as_ref().is_none_or(|glob| glob.is_match(&letter.decky))

@@ -12,6 +12,7 @@ use crate::broker::{Delivery, Layout, Publish};
 use crate::result::FailureClass;
 use crate::subprocess::RunCommand;
 use crate::worker::Judged;
+use crate::worker::memory::{Seen, Successor};
 
 /// A failure that may be the engine's rather than the container's.
 pub(super) struct Suspected {
@@ -57,6 +58,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         &self,
         suspected: Option<Suspected>,
         outgoing: Outgoing,
+        seen: &Seen,
         delivery: &Delivery<S>,
     ) -> Outgoing {
         let Some(Suspected { action, was_begun, failed_at }) = suspected else { return outgoing };
@@ -70,12 +72,23 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             let delay = self.options.topology.retry_delay(1);
             self.order.ended(&action);
             self.order.waits_for_decky(&action, delay, Instant::now());
-            return Outgoing::Delayed(1);
+            return match outgoing.into_replacing() {
+                Ok(replacing) => {
+                    self.memory.replacing_otherwise(seen, Successor::Deferral);
+                    Outgoing::Deferral(replacing, 1)
+                }
+                Err(outgoing) => outgoing,
+            };
         }
         let Some(count) = self.hand_back(&action, delivery) else { return outgoing };
+        let replacing = match outgoing.into_replacing() {
+            Ok(replacing) => replacing,
+            Err(outgoing) => return outgoing,
+        };
+        self.memory.replacing_otherwise(seen, Successor::HandBack);
         self.order.ended(&action);
         info!(action.id = %id, decky.name = %decky, count, "handed back: this engine has no such decky");
-        Outgoing::HandedBack(count)
+        Outgoing::HandBack(replacing, count)
     }
 
     /// The number of this hand-back, where the action can be handed back to other workers.

@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
+use uuid::Uuid;
 
-use super::{Answered, Pipeline, key_of};
-use crate::broker::{Delivery, HEADER_TRACEPARENT, Properties, Publish, Settle};
+use super::{Answered, Pipeline};
+use crate::broker::{Delivery, Publish, Settle};
 use crate::driver::Aborted;
 use crate::result::{Disposition, FailureClass, Occasion};
 use crate::subprocess::RunCommand;
 use crate::worker::Judged;
-use crate::worker::memory::{Answer, Finished, Key};
+use crate::worker::left::Left;
+use crate::worker::memory::{Ack, Answer, Seen, Successor};
 use crate::worker::outbox::Grounds;
 
 /// Where a delivery goes.
@@ -35,130 +38,176 @@ pub fn dispose(failure: Option<FailureClass>, attempt: u32, attempts_max: u32) -
 
 /// What is to be sent before a delivery is settled.
 pub(super) enum Outgoing {
-    Nothing,
     Result(Arc<Answer>),
-    /// The next attempt, and as what this one is remembered.
-    Retry(Option<Key>, DateTime<Utc>),
+    /// The same of an earlier run.
+    RepeatedResult(Arc<Answer>),
+    /// The next attempt, first seen at this time.
+    Retry(Replacing, DateTime<Utc>),
     /// The delivery as it is, after the delay of this attempt.
-    Delayed(u32),
+    Deferral(Replacing, u32),
     /// The delivery as it is, for other workers; the number of the hand-back.
-    HandedBack(u32),
+    HandBack(Replacing, u32),
     DeadLetter {
-        result: Option<Arc<Answer>>,
+        replacing: Replacing,
+        result: Arc<Answer>,
         reason: &'static str,
         class: &'static str,
         message: String,
         occasion: Occasion,
     },
+    /// Nothing: its successor, of this kind, was sent when it was delivered before, or is being sent.
+    Nothing(Uuid, Successor, watch::Receiver<bool>),
 }
 
+impl Outgoing {
+    /// What tells of the confirm of the delivery's successor, where it is to have one.
+    pub(super) fn into_replacing(self) -> Result<Replacing, Self> {
+        match self {
+            Self::Retry(replacing, _)
+            | Self::Deferral(replacing, _)
+            | Self::HandBack(replacing, _)
+            | Self::DeadLetter { replacing, .. } => Ok(replacing),
+            Self::Result(_) | Self::RepeatedResult(_) | Self::Nothing(..) => Err(self),
+        }
+    }
+}
+
+/// Tells whoever waits for it that the successor of a delivery is confirmed.
+pub(super) type Replacing = watch::Sender<bool>;
+
 impl<R: RunCommand, P: Publish> Pipeline<R, P> {
-    /// Decides what is to be sent. What was finished is remembered when this returns, before the lane goes on:
-    /// delivered again, it must not run again.
-    pub(super) fn prepare<S>(&self, answered: Answered, delivery: &Delivery<S>) -> Outgoing {
+    /// Decides what is to be sent. What a delivery comes to is remembered when this returns, before the lane
+    /// goes on: delivered again, it must not run again.
+    pub(super) fn prepare<S>(&self, answered: Answered, seen: &Seen, delivery: &Delivery<S>) -> Outgoing {
+        let now = Instant::now();
+        let replacing = |by| self.memory.replacing(seen, by, now);
         let (judged, (started_at, finished_at)) = match answered {
             Answered::Now(judged, span) => (judged, span),
-            Answered::Before(Finished::Answered(answer)) => {
-                info!(action.id = %answer.id, "seen again: answered, not run");
-                return Outgoing::Result(answer);
+            Answered::Before(answer) => {
+                info!(action.id = %answer.id, "duplicate delivery: stored result republished, action not run");
+                return Outgoing::RepeatedResult(answer);
             }
-            Answered::Before(Finished::Retried) => return Outgoing::Nothing,
-            Answered::Behind(attempt) => return Outgoing::Delayed(attempt),
-            Answered::HandedBack(count) => return Outgoing::HandedBack(count),
-            Answered::Untried(key) => return Outgoing::Retry(Some(key), Utc::now()),
+            Answered::Replaced(by, confirmed) => {
+                return Outgoing::Nothing(seen.key.submission.id, by, confirmed);
+            }
+            Answered::Behind(attempt) => return Outgoing::Deferral(replacing(Successor::Deferral), attempt),
+            Answered::HandedBack(count) => return Outgoing::HandBack(replacing(Successor::HandBack), count),
+            Answered::Untried => return Outgoing::Retry(replacing(Successor::Retry), Utc::now()),
         };
         let attempt = delivery.properties.attempt();
         let occasion = Occasion { attempt, redelivered: delivery.redelivered, started_at, finished_at };
         log(&judged, occasion);
-        let key = match &judged {
-            Judged::Done(action, _) => Some(key_of(action, delivery)),
-            Judged::Invalid(_) => None,
-        };
         let class = judged.failure_class();
         match dispose(class, attempt, self.options.attempts_max) {
             Disposal::Complete => {
-                let answer = self.answer(judged, Disposition::Completed, occasion, &delivery.properties);
-                let Some(answer) = answer else { return Outgoing::Nothing };
-                self.remember(key, Finished::Answered(answer.clone()));
+                let answer = self.answer(judged, Disposition::Completed, occasion);
+                if self.memory.answered(seen.key.submission, answer.clone(), now) {
+                    warn!(action.id = %answer.id, "the id of an earlier action was used again with another body; both were run");
+                }
                 Outgoing::Result(answer)
             }
-            Disposal::Retry => Outgoing::Retry(key, occasion.started_at),
+            Disposal::Retry => Outgoing::Retry(replacing(Successor::Retry), occasion.started_at),
             Disposal::DeadLetter(reason) => {
                 let message = judged.failure_message();
                 let class = class.map_or("", FailureClass::as_str);
-                let result = self.answer(judged, Disposition::DeadLettered, occasion, &delivery.properties);
-                Outgoing::DeadLetter { result, reason, class, message, occasion }
+                let result = self.answer(judged, Disposition::DeadLettered, occasion);
+                let replacing = replacing(Successor::DeadLetter);
+                Outgoing::DeadLetter { replacing, result, reason, class, message, occasion }
             }
         }
     }
 
+    /// Sends what a delivery leaves behind and has it confirmed; only what this returns lets it be acked.
     pub(super) async fn send<S: Settle>(
         &self,
         outgoing: Outgoing,
         delivery: &Delivery<S>,
-    ) -> Result<(), Aborted> {
-        let attempt = delivery.properties.attempt();
+    ) -> Result<Left, Aborted> {
+        let delivered = &delivery.properties;
         match outgoing {
-            Outgoing::Nothing => Ok(()),
-            Outgoing::Result(answer) => self.outbox.result(&answer, &delivery.properties).await,
-            Outgoing::Retry(key, seen_at) => {
-                self.outbox.delayed(delivery, attempt, attempt + 1, seen_at).await?;
-                self.remember(key, Finished::Retried);
-                Ok(())
+            Outgoing::Result(answer) => {
+                self.outbox.result(&answer, delivered, delivery.redelivered).await?;
+                Ok(Left::Result)
             }
-            Outgoing::HandedBack(count) => {
-                self.outbox.handed_back(delivery, count, self.engine.hand_backs_max()).await
+            Outgoing::RepeatedResult(answer) => {
+                self.outbox.result(&answer, delivered, delivery.redelivered).await?;
+                Ok(Left::RepeatedResult)
             }
-            Outgoing::Delayed(after) => self.outbox.delayed(delivery, after, attempt, Utc::now()).await,
-            Outgoing::DeadLetter { result, reason, class, message, occasion } => {
-                if let Some(answer) = result {
-                    self.outbox.result(&answer, &delivery.properties).await?;
-                }
+            Outgoing::Retry(replacing, seen_at) => {
+                self.outbox.retry(delivery, seen_at).await?;
+                replacing.send_replace(true);
+                Ok(Left::Retry)
+            }
+            Outgoing::Deferral(replacing, after) => {
+                self.outbox.deferral(delivery, after).await?;
+                replacing.send_replace(true);
+                Ok(Left::Deferral)
+            }
+            Outgoing::HandBack(replacing, count) => {
+                self.outbox.handed_back(delivery, count, self.engine.hand_backs_max()).await?;
+                replacing.send_replace(true);
+                Ok(Left::HandBack)
+            }
+            Outgoing::DeadLetter { replacing, result, reason, class, message, occasion } => {
+                self.outbox.result(&result, delivered, delivery.redelivered).await?;
                 let grounds = Grounds { reason, class, message: &message };
-                self.outbox.dead_letter(delivery, grounds, occasion).await
+                self.outbox.dead_letter(delivery, grounds, occasion).await?;
+                replacing.send_replace(true);
+                Ok(Left::DeadLetter)
+            }
+            Outgoing::Nothing(id, by, mut confirmed) => {
+                // Where it is given up this delivery is requeued as well.
+                confirmed.wait_for(|confirmed| *confirmed).await.map_err(|_| Aborted)?;
+                let in_place = match by {
+                    Successor::Retry => "retry",
+                    Successor::Deferral => "deferral",
+                    Successor::HandBack => "hand-back",
+                    Successor::DeadLetter => "dead letter",
+                };
+                info!(action.id = %id, attempt = delivered.attempt(), "duplicate delivery dropped: its {in_place} is published already");
+                Ok(Left::Duplicate)
             }
         }
     }
 
-    /// A delivery that is not settled goes back to its queue with its channel.
-    pub(super) async fn settle<S: Settle>(&self, sent: Result<(), Aborted>, delivery: Delivery<S>) {
-        if sent.is_err() {
-            return;
-        }
-        if let Err(error) = delivery.settle.ack().await {
+    /// Acks a delivery; on a lost connection it cannot be, and the broker delivers it again.
+    pub(super) async fn settle<S: Settle>(&self, left: Left, seen: &Seen, delivery: Delivery<S>) {
+        self.tally.left(left);
+        let was_connected = delivery.settle.is_connected();
+        let acked = delivery.settle.ack().await;
+        self.tally.settled(acked.is_ok());
+        let now = Instant::now();
+        let ack = match &acked {
+            Ok(()) => Ack::Sent(now),
+            Err(_) if was_connected => Ack::InDoubt(now),
+            Err(_) => Ack::NotSent,
+        };
+        if let Err(error) = acked {
             // The service tells of the loss once, for all deliveries that it costs.
             debug!("{error}; the broker will deliver the action again");
+        }
+        match left {
+            Left::Retry | Left::Deferral | Left::HandBack | Left::DeadLetter | Left::Duplicate => {
+                self.memory.settled(seen, ack, now);
+            }
+            Left::Result | Left::RepeatedResult | Left::BrokerDeadLetter => {}
         }
         self.settled.notify_one();
     }
 
-    fn remember(&self, key: Option<Key>, finished: Finished) {
-        if let Some(key) = key {
-            self.memory.remember(key, finished, Instant::now());
-        }
-    }
-
-    /// The result as it is published; none where no action id could be read.
-    pub(super) fn answer(
-        &self,
-        judged: Judged,
-        disposition: Disposition,
-        occasion: Occasion,
-        delivered: &Properties,
-    ) -> Option<Arc<Answer>> {
-        let result = judged.result(disposition, occasion, &self.options.worker)?;
+    /// The result as it is published.
+    pub(super) fn answer(&self, judged: Judged, disposition: Disposition, occasion: Occasion) -> Arc<Answer> {
+        let result = judged.result(disposition, occasion, &self.options.worker);
         let body = match serde_json::to_vec(&result) {
             Ok(body) => body,
             Err(error) => unreachable!("a result of strings and numbers has a JSON form: {error}"),
         };
-        Some(Arc::new(Answer {
+        Arc::new(Answer {
             id: result.action_id,
             routing_key: result.routing_key().into(),
-            correlation_id: delivered.correlation_id.as_deref().map(Into::into),
-            traceparent: delivered.headers.get(HEADER_TRACEPARENT).cloned(),
             finished_at: occasion.finished_at,
             body: body.into(),
-        }))
+        })
     }
 }
 
@@ -167,8 +216,7 @@ fn log(judged: &Judged, occasion: Occasion) {
     let duration_ms = (occasion.finished_at - occasion.started_at).num_milliseconds();
     match judged {
         Judged::Invalid(invalid) => {
-            let id = invalid.action_id.map(|id| id.to_string()).unwrap_or_default();
-            warn!(action.id = id, "not an action: {invalid}");
+            warn!(action.id = %invalid.action_id, "not a valid action: {invalid}");
         }
         Judged::Done(action, outcome) => {
             let (id, kind, decky) = (action.id, action.kind().as_str(), action.executing_decky());

@@ -5,24 +5,27 @@ use std::sync::Arc;
 use chrono::Utc;
 use tracing::{debug, warn};
 
-use super::{Decoded, Pipeline};
-use crate::action::Invalid;
+use super::Pipeline;
+use crate::action::{Action, Invalid};
 use crate::broker::{Delivery, Properties, Publish, Settle};
 use crate::result::{Disposition, Occasion};
 use crate::subprocess::RunCommand;
 use crate::worker::Judged;
 use crate::worker::lanes::Alive;
+use crate::worker::left::Left;
 
 impl<R: RunCommand, P: Publish> Pipeline<R, P> {
-    /// Publishes a failure where an action id can be read, and has the broker dead-letter the message.
+    /// Publishes a failure, and has the broker dead-letter the message.
     ///
     /// The broker alone has the message as it was published, so it keeps all its bytes.
     pub fn reject_unreadable<S: Settle + Sync>(self: &Arc<Self>, delivery: Delivery<S>, alive: Alive) {
         let flaw = delivery.properties.unreadable.clone().unwrap_or_default();
-        let invalid =
-            invalid_of(self.decode(&delivery), format!("expected properties that can be read: {flaw}"));
+        let invalid = invalid_of(
+            self.decode(&delivery).action,
+            format!("expected properties that can be read: {flaw}"),
+        );
         warn!(
-            action.id = invalid.action_id.map(|id| id.to_string()).unwrap_or_default(),
+            action.id = %invalid.action_id,
             exchange = delivery.exchange,
             routing_key = delivery.routing_key,
             body_bytes = delivery.body.len(),
@@ -34,15 +37,16 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         // The other properties may be mended, and an address that was mended is another one.
         let properties = Properties::default();
         let judged = Judged::Invalid(Box::new(invalid));
-        let answer = self.answer(judged, Disposition::DeadLettered, occasion, &properties);
+        let answer = self.answer(judged, Disposition::DeadLettered, occasion);
         let pipeline = self.clone();
         tokio::spawn(async move {
-            if let Some(answer) = answer
-                && pipeline.outbox.result(&answer, &properties).await.is_err()
-            {
+            if pipeline.outbox.result(&answer, &properties, redelivered).await.is_err() {
                 return;
             }
-            if let Err(error) = delivery.settle.reject().await {
+            pipeline.tally.left(Left::BrokerDeadLetter);
+            let rejected = delivery.settle.reject().await;
+            pipeline.tally.settled(rejected.is_ok());
+            if let Err(error) = rejected {
                 debug!("{error}; the broker will deliver the message again");
             }
             pipeline.settled.notify_one();
@@ -52,16 +56,17 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
 }
 
 /// The body's own words with `flaw` in place of any of its own.
-fn invalid_of(decoded: Decoded, flaw: String) -> Invalid {
-    let known = match decoded {
+fn invalid_of(action: Result<Arc<Action>, Box<Invalid>>, flaw: String) -> Invalid {
+    let known = match action {
         Ok(action) => Invalid {
-            action_id: Some(action.id),
+            pointer: String::new(),
+            expected: String::new(),
+            action_id: action.id,
             kind: Some(action.kind()),
             src_uuid: action.src_uuid().cloned(),
             dst_uuid: Some(action.dst_uuid.clone()),
             content_class: action.content_class().map(ToOwned::to_owned),
             attribution: action.attribution.clone(),
-            ..Invalid::default()
         },
         Err(invalid) => *invalid,
     };
