@@ -10,6 +10,7 @@ mod input;
 mod log;
 mod output;
 mod panic;
+mod reported;
 mod results;
 mod run;
 mod schema;

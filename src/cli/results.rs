@@ -4,10 +4,10 @@ use chrono::{DateTime, Local};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use globset::GlobMatcher;
-use serde_json::Value;
 
 use super::escape::cell;
 use super::output::{Printer, say};
+use super::reported::Reported;
 use super::settings::glob;
 use super::{BrokerSettings, EXIT_OK, Failed, runtime};
 use crate::backoff::Backoff;
@@ -59,11 +59,9 @@ impl Options {
         format!("activity.{kind}.{canary}.{failed}.#")
     }
 
-    fn wants(&self, result: &Value) -> bool {
-        let deckies = ["dst_decky", "src_decky"];
-        let matches = |glob: &GlobMatcher| {
-            deckies.iter().filter_map(|name| result["payload"][name].as_str()).any(|name| glob.is_match(name))
-        };
+    fn wants(&self, result: &Reported) -> bool {
+        let deckies = [&result.payload.dst_decky, &result.payload.src_decky];
+        let matches = |glob: &GlobMatcher| deckies.into_iter().flatten().any(|name| glob.is_match(name));
         self.decky.as_ref().is_none_or(matches)
     }
 }
@@ -112,7 +110,7 @@ async fn watch(
 ) -> Result<(), BrokerError> {
     while *left > 0 && !printer.is_done() {
         let body = tap.next().await?;
-        let Ok(result) = serde_json::from_slice::<Value>(&body) else { continue };
+        let Some(result) = Reported::read(&body) else { continue };
         if options.wants(&result) {
             match options.json {
                 true => printer.json(&String::from_utf8_lossy(&body)),
@@ -125,25 +123,25 @@ async fn watch(
     Ok(())
 }
 
-fn row(result: &Value) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
-    let payload = &result["payload"];
-    let finished = result["finished_at"].as_str().and_then(|at| DateTime::parse_from_rfc3339(at).ok());
+fn row(result: &Reported) -> String {
+    let text = |value: &Option<String>| value.as_deref().unwrap_or("-").to_owned();
+    let payload = &result.payload;
+    let finished = result.finished_at.as_deref().and_then(|at| DateTime::parse_from_rfc3339(at).ok());
     let time = finished.map_or("-".to_owned(), |at| at.with_timezone(&Local).format("%H:%M:%S").to_string());
-    let is_traffic = result["kind"] == "traffic";
-    let decky = if is_traffic { &payload["src_decky"] } else { &payload["dst_decky"] };
-    let outcome = match &result["failure"]["class"] {
-        Value::String(class) => class.clone(),
-        _ if result["success"] == true => "ok".to_owned(),
-        _ => "failed".to_owned(),
+    let is_traffic = result.kind.as_deref() == Some("traffic");
+    let decky = if is_traffic { &payload.src_decky } else { &payload.dst_decky };
+    let outcome = match &result.failure {
+        Some(failure) => failure.class.clone(),
+        None if result.success => "ok".to_owned(),
+        None => "failed".to_owned(),
     };
-    let what = match (is_traffic, payload["path"].as_str()) {
-        (true, _) => format!("{} {}", text(&result["action"]), text(&payload["dst_decky"])),
-        (false, Some(path)) => format!("{} {path}", text(&result["action"])),
-        (false, None) => text(&result["action"]),
+    let what = match (is_traffic, &payload.path) {
+        (true, _) => format!("{} {}", text(&result.action), text(&payload.dst_decky)),
+        (false, Some(path)) => format!("{} {path}", text(&result.action)),
+        (false, None) => text(&result.action),
     };
-    let ms = result["duration_ms"].to_string();
-    line([&time, &text(&result["kind"]), &text(decky), &outcome, &ms, &what])
+    let ms = result.duration_ms.to_string();
+    line([&time, &text(&result.kind), &text(decky), &outcome, &ms, &what])
 }
 
 /// Columns of a width that most values fit, since what is still to come cannot be measured.

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::input::{read_input, split, with_action_id_and_issued_at, with_content_bytes};
 use super::output::{Printer, progress_bar, say};
+use super::reported::Reported;
 use super::settings::duration;
 use super::{BrokerSettings, EXIT_ACTION_FAILED, EXIT_BROKER, EXIT_OK, Failed, runtime};
 use crate::action::{Action, CONTENT_BYTES_LIMIT, DecodeOptions};
@@ -216,12 +217,12 @@ async fn wait(
     while !open.is_empty() {
         let Ok(next) = timeout_at(deadline, tap.next()).await else { break };
         let body = next?;
-        let Ok(result) = serde_json::from_slice::<Value>(&body) else { continue };
-        let id = result["action_id"].as_str().and_then(|id| id.parse::<Uuid>().ok());
+        let Some(result) = Reported::read(&body) else { continue };
+        let id = result.action_id.and_then(|id| id.parse::<Uuid>().ok());
         if !id.is_some_and(|id| open.remove(&id)) {
             continue;
         }
-        if result["success"] == true {
+        if result.success {
             succeeded += 1
         } else {
             failed += 1
