@@ -24,6 +24,8 @@ pub struct PolicyRules {
     pub allow_path: Vec<String>,
     /// Paths that may not, whatever is allowed.
     pub deny_path: Vec<String>,
+    /// What follows a decky's name in its container's name.
+    pub container_suffix: String,
 }
 
 /// The rules, compiled.
@@ -33,6 +35,7 @@ pub struct Policy {
     deny_decky: GlobSet,
     allow_path: Option<GlobSet>,
     deny_path: GlobSet,
+    container_suffix: String,
 }
 
 impl Policy {
@@ -44,6 +47,7 @@ impl Policy {
             deny_decky: set(&rules.deny_decky)?,
             allow_path: allow(&rules.allow_path)?,
             deny_path: set(&rules.deny_path)?,
+            container_suffix: rules.container_suffix.clone(),
         })
     }
 
@@ -62,6 +66,13 @@ impl Policy {
                 return Some(format!("this worker's policy forbids decky {decky:?}"));
             }
         }
+        let decky = action.executing_decky().as_str();
+        if could_be_an_id(decky, &self.container_suffix) {
+            return Some(format!(
+                "the engine could take the container name {:?} for another container's id",
+                format!("{decky}{}", self.container_suffix)
+            ));
+        }
         let path = action.path()?.as_str();
         // A path may repeat its slashes; the kernel reads them as one, and so must the rules.
         let single: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
@@ -70,6 +81,12 @@ impl Policy {
         (!is_allowed || self.deny_path.is_match(&path_read))
             .then(|| format!("this worker's policy forbids path {path:?}"))
     }
+}
+
+/// Whether an engine may read a container's name as the beginning of an id, and so reach a container of another
+/// name: docker and podman take any unambiguous beginning, and podman reads `_` as any character.
+fn could_be_an_id(decky: &str, suffix: &str) -> bool {
+    decky.bytes().chain(suffix.bytes()).all(|byte| byte.is_ascii_hexdigit() || byte == b'_')
 }
 
 fn set(patterns: &[String]) -> Result<GlobSet, PolicyError> {
@@ -82,4 +99,30 @@ fn set(patterns: &[String]) -> Result<GlobSet, PolicyError> {
         set.add(GlobBuilder::new(pattern).literal_separator(true).build().map_err(wrap(pattern))?);
     }
     set.build().map_err(wrap(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::action::DecodeOptions;
+
+    fn refusal(decky: &str, suffix: &str) -> Option<String> {
+        let id = uuid::Uuid::nil().to_string();
+        let body = format!(r#"{{"kind":"remove","dst_uuid":"d","dst_name":"{decky}","path":"/f"}}"#);
+        let decode = DecodeOptions { message_id: Some(&id), content_bytes_max: 1 };
+        let action = Action::decode(body.as_bytes(), decode).expect("an action");
+        let rules = PolicyRules { container_suffix: suffix.to_owned(), ..PolicyRules::default() };
+        Policy::new(&rules).expect("no globs").refusal(&action)
+    }
+
+    #[test]
+    fn a_container_name_that_could_be_the_beginning_of_an_id_is_refused() {
+        for (decky, suffix) in [("c0ffee123456", ""), ("7", ""), ("A1", ""), ("a_b", ""), ("web", "-ssh")] {
+            assert_eq!(refusal(decky, suffix).is_some(), suffix.is_empty(), "{decky}{suffix}");
+        }
+        assert!(refusal("cafe", "0").is_some(), "a suffix of digits keeps no id apart");
+        for decky in ["web-01", "decaf-7", "ghost", "a.b"] {
+            assert_eq!(refusal(decky, ""), None, "{decky}");
+        }
+    }
 }

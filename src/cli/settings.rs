@@ -113,6 +113,7 @@ impl DriverSettings {
             deny_decky: self.deny_decky.clone(),
             allow_path: self.allow_path.clone(),
             deny_path: self.deny_path.clone(),
+            container_suffix: self.container_suffix.clone(),
         };
         Policy::new(&rules).map_err(|error| {
             Failed::usage("--allow-* and --deny-* cannot be used")
