@@ -19,16 +19,15 @@ pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// A client program that keeps a record of its calls and misbehaves when a file tells it to.
 ///
-/// Of a batch it takes the path of each line. The files: `slow` holds seconds a call takes; while `hang` is there no call ends, while `hang-in` holds a container none there; `poison` holds
+/// It reads what a decky would: the programs, the code of a batch or an empty line, and a line for each call. The
+/// files: `slow` holds seconds a call takes; while `hang` is there no call ends, while `hang-in` holds a container none there; `poison` holds
 /// the path whose call kills its worker; `engine-stopped` and `container-stopped` (which holds the
 /// container's name) fail as docker does; `deckies` holds the lines that `ps` prints.
 const CLIENT: &str = r#"#!/bin/sh
 cd 'FOLDER' || exit 1
 all=" $* "
-for p; do :; done
-case $* in *'while read -r l'*) p=batch ;; esac
 if [ "$1" = ps ] && [ -e deckies ]; then cat deckies; exit 0; fi
-case $p in /m/* | batch) ;; *) printf gone; exit 0 ;; esac
+case $* in *'command -v python3'*) programs=2 ;; *'sh -c read -r c;'*) programs=1 ;; *) printf gone; exit 0 ;; esac
 if [ -e engine-stopped ]; then
     echo 'Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?' >&2
     exit 1
@@ -44,12 +43,14 @@ while [ -e hang ]; do sleep 0.05; done
 while [ -e hang-in ] && read -r held <hang-in; do case $all in *" $held "*) sleep 0.05 ;; *) break ;; esac; done
 printf 'end %s\n' "$p" >>record
 }
-case $p in /m/*) act; exit ;; esac
+while [ $programs -gt 0 ]; do read -r c; programs=$((programs - 1)); done
 read -r c
 i=0
 while read -r l; do
-    p=${l#*\'} p=${p%\'}
+    eval "set -- $l"
+    p=$3/$4
     act
+    [ -n "$c" ] || { echo; exit; }
     printf '\n%s %s 0\n' "$c" $i
     i=$((i + 1))
 done
