@@ -26,7 +26,7 @@ pub use engine::engine_hint;
 use engine::{Cause, End};
 pub use fleet::{Listed, Tool, Tools};
 use script::Leftover;
-use secret::Names;
+pub use secret::Names;
 
 /// How much of a stream is kept, in bytes.
 const CAPTURE_BYTES_MAX: usize = 64 * 1024;
@@ -37,6 +37,8 @@ const BANNER_CHARS_MAX: usize = 128;
 /// The largest content that stands in its call rather than after it, in bytes: a shell reads a line
 /// byte by byte, at about a microsecond each.
 const LINE_BYTES_MAX: usize = 2048;
+/// The usual age of leftovers that are removed: a worker's time limit is 25 minutes at most.
+pub const LEFTOVER_AGE: Duration = Duration::from_hours(1);
 /// The status that stands for a timeout, as in coreutils' `timeout`.
 const STATUS_TIMEOUT: i32 = 124;
 /// The status that stands for a missing client program, as in a shell.
@@ -55,6 +57,8 @@ pub struct DriverOptions {
     pub fleet: String,
     /// Whether links in a path are followed: for a read all of them, for a change those that only root can have made.
     pub follow_links: bool,
+    /// How old a leftover of a killed change is before the next change there removes it: longer than any change runs.
+    pub leftover_age: Duration,
 }
 
 /// Performs actions through the engine's client program.
@@ -170,7 +174,7 @@ impl<R: RunCommand> Driver<R> {
     async fn change_by(&self, action: &Action, change: &Change, with_python: bool) -> Result<Run, Aborted> {
         let decky = action.executing_decky();
         let (mark, names) = (self.mark(decky), Names::draw(&self.options.fleet, decky));
-        let call = change.call(action, &names, self.options.follow_links);
+        let call = change.call(action, &names, &self.options);
         let (argv, program) = script::changes(with_python);
         // The empty line says that one call follows, and its content.
         let mut stdin = format!("{program}\n");

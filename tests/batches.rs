@@ -26,6 +26,7 @@ fn driver_with(container_cli: &str, timeout: &str) -> Driver<HostCommands> {
         time_max: humantime::parse_duration(timeout).unwrap(),
         fleet: "a-test".to_owned(),
         follow_links: true,
+        leftover_age: deckswain::driver::LEFTOVER_AGE,
     };
     Driver::new(options, HostCommands)
 }

@@ -23,6 +23,7 @@ fn driver(container_cli: &str) -> Driver<HostCommands> {
         time_max: std::time::Duration::from_secs(20),
         fleet: "a-test".to_owned(),
         follow_links: true,
+        leftover_age: deckswain::driver::LEFTOVER_AGE,
     };
     Driver::new(options, HostCommands)
 }

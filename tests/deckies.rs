@@ -282,31 +282,42 @@ fn a_probe_of_a_closed_port_or_of_another_service_fails() {
     let stderr = closed["payload"]["stderr"].as_str().unwrap();
     assert!(!stderr.is_empty() && stderr.chars().count() <= 256);
 
-    let container = format!("{}-ssh", decky.name);
-    let label = support::label();
-    let other = format!("{}-web", decky.name);
-    let service = "import socket\ns=socket.socket();s.bind(('',22));s.listen()\nwhile 1:\n c,_=s.accept();c.sendall(b'220 mail ready\\r\\n');c.close()";
-    let image = part("DECKSWAIN_TEST_IMAGE");
-    let started =
-        docker(&["run", "-d", "--name", &other, "--label", &label, &image, "python3", "-c", service]);
-    assert!(started.status.success());
-    let address =
-        docker(&["inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", &other]);
-    let address = String::from_utf8(address.stdout).unwrap().trim().to_owned();
-    docker(&[
-        "exec",
-        &container,
-        "python3",
-        "-c",
-        "import socket,sys,time\nwhile 1:\n try: socket.create_connection((sys.argv[1],22),1).recv(3);break\n except OSError: time.sleep(.05)",
-        &address,
-    ]);
-    let result = run_one(probe(&decky.name, &address));
-    docker(&["rm", "-f", "-v", &other]);
+    let result = probe_of(&decky, "c.sendall(b'220 mail ready\\r\\n')");
     assert_eq!(result["success"], false, "{result}");
     assert_eq!(result["payload"]["rc"], 0);
     assert_eq!(result["payload"]["banner"], Value::Null);
     assert_eq!(result["failure"]["class"], "command");
+}
+
+/// Probes a service of the test's own, which does `answer` with each connection `c` on port 22.
+fn probe_of(decky: &OwnDecky, answer: &str) -> Value {
+    let container = decky.container();
+    let label = support::label();
+    let other = format!("{}-web", decky.name);
+    let service = format!(
+        "import socket,time\ns=socket.socket();s.bind(('',22));s.listen()\nwhile 1:\n c,_=s.accept()\n try:{answer}\n except OSError:pass\n c.close()"
+    );
+    let image = part("DECKSWAIN_TEST_IMAGE");
+    let started =
+        docker(&["run", "-d", "--name", &other, "--label", &label, &image, "python3", "-c", &service]);
+    assert!(started.status.success());
+    let address =
+        docker(&["inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", &other]);
+    let address = String::from_utf8(address.stdout).unwrap().trim().to_owned();
+    let wait = "import socket,sys,time\nwhile 1:\n try: socket.create_connection((sys.argv[1],22),1).recv(3);break\n except OSError: time.sleep(.05)";
+    docker(&["exec", &container, "python3", "-c", wait, &address]);
+    let result = run_one(probe(&decky.name, &address));
+    docker(&["rm", "-f", "-v", &other]);
+    result
+}
+
+#[test]
+fn a_banner_that_comes_in_pieces_and_after_other_lines_is_read_to_its_end() {
+    let pieces = ["Welcome\\r\\nno SSH-\\r\\nSS", "H-2.0-x", " of a kind\\r\\nrest"];
+    let answer = pieces.map(|piece| format!("c.sendall(b'{piece}')")).join(";time.sleep(.2);");
+    let result = probe_of(&OwnDecky::start(), &answer);
+    assert_eq!(result["payload"]["banner"], "SSH-2.0-x of a kind", "{result}");
+    assert_eq!(result["success"], true);
 }
 
 #[test]

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use chrono::Utc;
 use deckswain::action::{Action, DecodeOptions};
-use deckswain::driver::{Attempt, Driver, DriverOptions};
+use deckswain::driver::{Attempt, Driver, DriverOptions, LEFTOVER_AGE};
 use deckswain::subprocess::HostCommands;
 use serde_json::{Value, json};
 use support::batch::All;
-use support::{OwnDecky, docker, file, inside, wait_until, with};
+use support::means::{Means, decky_with};
+use support::{docker, file, inside, wait_until, with};
 use uuid::Uuid;
 
 /// How many plants each kind of decky is given alone, and as many again in batches.
@@ -21,38 +22,6 @@ const PLANTS: &str = "DECKSWAIN_RACER_PLANTS";
 const PLANTS_DEFAULT: usize = 12;
 /// How many plants share an exec.
 const BATCH: usize = 20;
-
-/// The programs that a decky without python runs, as busybox has them.
-const APPLETS: &str = "sh mkdir mv rmdir rm chmod chown touch stat base64 wc sha256sum readlink date";
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Means {
-    Python,
-    Dash,
-    Bash,
-    Busybox,
-}
-
-/// A decky whose changes are made by these means.
-fn decky_with(means: Means) -> OwnDecky {
-    let decky = OwnDecky::start();
-    let set_up = match means {
-        Means::Python => "true".to_owned(),
-        Means::Dash => "rm $(command -v python3)".to_owned(),
-        Means::Bash => "rm $(command -v python3); ln -sf bash /bin/sh".to_owned(),
-        Means::Busybox => {
-            let copied =
-                docker(&["cp", "-L", "/bin/busybox", &format!("{}:/usr/local/bin/", decky.container())]);
-            assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
-            format!(
-                "rm $(command -v python3); cd /usr/local/bin; for a in {APPLETS}; do ln -s busybox $a; done; \
-                 ln -sf /usr/local/bin/busybox /bin/sh"
-            )
-        }
-    };
-    inside(&decky.name, &["bash", "-c", &set_up]);
-    decky
-}
 
 /// The racer, compiled so that it runs in any decky.
 fn compiled(folder: &Path) -> String {
@@ -91,6 +60,7 @@ async fn race(means: Means, racer: String, plants: usize) {
         time_max: Duration::from_secs(20),
         fleet: "a-test".to_owned(),
         follow_links: true,
+        leftover_age: LEFTOVER_AGE,
     };
     let driver = Driver::new(options, HostCommands);
     inside(
@@ -98,7 +68,7 @@ async fn race(means: Means, racer: String, plants: usize) {
         &[
             "bash",
             "-c",
-            "mkdir -m 755 /srv/guard /srv/guard/deep && echo kept >/srv/guard/file && \
+            "mkdir -m 755 /srv/guard /srv/guard/empty && echo kept >/srv/guard/file && \
                   install -d -o alice -g alice /home/alice/n",
         ],
     );

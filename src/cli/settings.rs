@@ -10,7 +10,7 @@ use url::form_urlencoded::byte_serialize;
 use super::Failed;
 use crate::action::{CONTENT_BYTES_DEFAULT, CONTENT_BYTES_LIMIT};
 use crate::broker::Layout;
-use crate::driver::{Driver, DriverOptions};
+use crate::driver::{Driver, DriverOptions, LEFTOVER_AGE};
 use crate::policy::{Policy, PolicyRules};
 use crate::subprocess::{HostCommands, is_program};
 
@@ -65,6 +65,7 @@ impl DriverSettings {
             fleet: self.fleet_secret(broker)?,
             // A rule is about the path as it is written, so no link may lead past it.
             follow_links: self.allow_path.is_empty() && self.deny_path.is_empty(),
+            leftover_age: LEFTOVER_AGE,
         };
         Ok(Driver::new(options, HostCommands))
     }

@@ -91,7 +91,7 @@ impl<T> Line<T> {
     /// The line's text; the names beside the target are drawn anew each time it is sent.
     fn text(&mut self, options: &DriverOptions) -> Vec<u8> {
         let names = Names::draw(&options.fleet, self.action.executing_decky());
-        let call = self.change.call(&self.action, &names, options.follow_links);
+        let call = self.change.call(&self.action, &names, options);
         self.leftover = Some(call.leftover());
         call.line().into_bytes()
     }

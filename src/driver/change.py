@@ -4,8 +4,6 @@ FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 LINKS_MAX = 40
 # Other workers may make the same directories meanwhile.
 ROUNDS_MAX = 3
-# Longer than any change may take.
-LEFTOVER_SECONDS = 3600
 # What the names of a fleet have in common in a decky.
 PREFIX_BYTES = 9
 SHELL = b'read -r c;eval "$(printf %b "$c")"'
@@ -133,7 +131,7 @@ def unstage(name, here, inner):
 
 
 # Removes what killed changes left in a directory, once for each.
-def sweep(here, found, temporary, inner):
+def sweep(here, found, temporary, inner, age_min):
     import time
 
     if (found.st_dev, found.st_ino) in swept:
@@ -145,7 +143,7 @@ def sweep(here, found, temporary, inner):
         if name.startswith(prefix):
             try:
                 left = look(name, here)
-                if left.st_uid != me or time.time() - left.st_ctime < LEFTOVER_SECONDS:
+                if left.st_uid != me or time.time() - left.st_ctime < int(age_min):
                     continue
                 if stat.S_ISREG(left.st_mode) and is_private(found):
                     os.unlink(name, dir_fd=here)
@@ -206,17 +204,18 @@ def unmake(made):
 
 
 # Writes a file under another name, then gives it its own.
-def put(folder, aside, here, name, content, mode, ids, nanoseconds):
+def put(folder, aside, here, name, content, mode, ids, time):
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     file = hold(aside, flags, folder)
     try:
         while content:
             content = content[os.write(file, content) :]
         os.fchmod(file, int(mode, 8))
-        if nanoseconds:
-            os.utime(file, ns=(int(nanoseconds),) * 2)
+        if time:
+            seconds, fraction = map(int, time.split(b"."))
+            os.utime(file, ns=(seconds * 10**9 + fraction,) * 2)
             # A file system may know no such time.
-            if os.fstat(file).st_mtime_ns // 10**9 != int(nanoseconds) // 10**9:
+            if os.fstat(file).st_mtime_ns // 10**9 != seconds:
                 raise ValueError
         if ids:
             os.fchown(file, *ids)
@@ -226,7 +225,7 @@ def put(folder, aside, here, name, content, mode, ids, nanoseconds):
         raise
 
 
-def plant(links, directory, name, temporary, inner, mode, owner, stamp, nanoseconds, sums, size, content):
+def plant(links, directory, name, temporary, inner, mode, owner, stamp, time, sums, size, content):
     if size:
         import binascii
 
@@ -235,6 +234,7 @@ def plant(links, directory, name, temporary, inner, mode, owner, stamp, nanoseco
             raise ValueError
     else:
         content = unescape(content)
+    inner, age_min = inner.split()
     ids, made = owners(owner) if owner else None, []
     try:
         for _ in range(ROUNDS_MAX):
@@ -248,13 +248,13 @@ def plant(links, directory, name, temporary, inner, mode, owner, stamp, nanoseco
             raise ValueError
         before = os.fstat(here)
         try:
-            sweep(here, before, temporary, inner)
+            sweep(here, before, temporary, inner, age_min)
             if is_private(before):
-                put(here, temporary, here, name, content, mode, ids, nanoseconds)
+                put(here, temporary, here, name, content, mode, ids, time)
                 return
             staging, folder = stage(here, temporary)
             try:
-                put(folder, inner, here, name, content, mode, ids, nanoseconds)
+                put(folder, inner, here, name, content, mode, ids, time)
             finally:
                 os.rmdir(staging, dir_fd=here)
         finally:
@@ -273,7 +273,7 @@ def remove(links, directory, name, temporary, inner):
         return
     before = os.fstat(here)
     try:
-        sweep(here, before, temporary, inner)
+        sweep(here, before, temporary, *inner.split())
         os.unlink(name, dir_fd=here)
     except FileNotFoundError:
         pass
@@ -303,7 +303,8 @@ def hand_over(line):
     os.umask(mask)
     ended = subprocess.run([b"sh", b"-c", SHELL], input=told, env=env, **both)
     os.umask(0)
-    return ended.stdout, ended.returncode
+    # The shell says first that the call has arrived.
+    return ended.stdout[1:], ended.returncode
 
 
 def run(line):

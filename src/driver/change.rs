@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::script::{self, NewFile};
 use super::secret::Names;
-use super::{Attempt, Run};
+use super::{Attempt, DriverOptions, Run};
 use crate::action::{Action, Edit, Look, Task};
 use crate::realism::{ContentClass, next_body};
 use crate::result::{Failure, FailureClass, Outcome, sha256_hex};
@@ -68,7 +68,12 @@ impl Change {
     }
 
     /// The call that makes it, with names drawn for it.
-    pub fn call<'a>(&'a self, action: &'a Action, names: &'a Names, links: bool) -> script::Call<'a> {
+    pub fn call<'a>(
+        &'a self,
+        action: &'a Action,
+        names: &'a Names,
+        options: &DriverOptions,
+    ) -> script::Call<'a> {
         let file = match self.content(action) {
             (_, None) => None,
             (content, Some(look)) => {
@@ -76,7 +81,8 @@ impl Change {
                 Some(NewFile { content, look, fraction: fraction_of(action), expected })
             }
         };
-        script::Call { path: path_of(action), names, links, file }
+        let (links, leftover_seconds) = (options.follow_links, options.leftover_age.as_secs());
+        script::Call { path: path_of(action), names, links, leftover_seconds, file }
     }
 
     /// What the action came to, from what its command came to.

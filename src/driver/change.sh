@@ -63,24 +63,28 @@ g() {
     [ -z "$shared" ] && return
     v && e || { cd -P ..; rmdir "./$r"; n 'the staging directory was replaced'; }
 }
-# Whether the present directory is this user's own; default ACLs may have opened it.
+# Whether the present directory is this user's own, private, and in the directory whose identity was
+# noted; default ACLs may have opened it.
 v() {
     [ -O . ] || return
-    case $(stat -c %a .) in *700) return ;; esac
+    set -- $(stat -c '%a %d:%i' . ..)
+    [ "$4" = "$id" ] || return
+    case $1 in *700) return ;; esac
     e && chmod 700 . && case $(stat -c %a .) in *700) ;; *) false ;; esac
 }
 # Whether the present directory is empty.
 e() {
-    for x in ./* ./.[!.]* ./..?*; do
-        [ ! -e "$x" ] && [ ! -h "$x" ] || return
+    for any in ./* ./.[!.]* ./..?*; do
+        [ ! -e "$any" ] && [ ! -h "$any" ] || return
     done
 }
-# Notes the times of the present directory, and whether others can change names in it.
+# Notes the times and the identity of the present directory, and whether others can change names in it.
 b() {
-    x=$(stat -c '%a,%x,%y' .) || exit
+    x=$(stat -c '%a,%d:%i,%x,%y' .) || exit
     shared=1
     [ -O . ] && case ${x%%,*} in *[2367]? | *[2367]) ;; *) shared= ;; esac
     x=${x#*,}
+    id=${x%%,*} x=${x#*,}
     accessed=${x%,*} modified=${x#*,}
 }
 # Sets them again.
@@ -88,10 +92,10 @@ a() {
     touch -m -d "$modified" . 2>/dev/null || touch -m -d "${modified%%.*}" .
     touch -a -d "$accessed" . 2>/dev/null || touch -a -d "${accessed%%.*}" .
 } 2>/dev/null
-# Removes what killed changes left here under names like $1, with $2 in them and nothing further.
+# Removes what killed changes left here under names like $1, with $2 in them and nothing further, from age $3 on.
 s() {
     for x in "./${1%?????}"*; do
-        [ -O "$x" ] && [ ! -h "$x" ] && [ $(($(date +%s) - $(stat -c %Z "$x"))) -ge 3600 ] || continue
+        [ -O "$x" ] && [ ! -h "$x" ] && [ $(($(date +%s) - $(stat -c %Z "$x"))) -ge $3 ] || continue
         if [ -d "$x" ]; then
             (cd -P "$x" && v && rm -rf "./$2" && e && cd -P .. && rmdir "$x")
         elif [ -f "$x" ] && [ -z "$shared" ]; then
@@ -123,7 +127,7 @@ o() {
     echo 'file changed' >&2
     exit 73
 }
-# Plants: links directory name temporary inner mode owner stamp nanoseconds sums size content
+# Plants: links directory name temporary inner mode owner stamp time sums size content
 p() {
     made= z=0
     while w "$2" "$1" && [ -n "$m" ]; do
@@ -132,7 +136,7 @@ p() {
         [ ! -e "./$c" ] && [ ! -h "./$c" ] || n "$c: Not a directory"
         z=$((z + 1))
         [ $z -le 3 ] || n "$c: moved meanwhile"
-        d "$4" "$5" "$7" || { [ $? = 9 ] && continue; exit 1; }
+        d "$4" "${5%% *}" "$7" || { [ $? = 9 ] && continue; exit 1; }
         made=${made:+$made/}$m
     done
     if [ -n "${10}" ]; then
@@ -145,9 +149,9 @@ p() {
     fi
     [ ! -d "./$3" ] || [ -h "./$3" ] || n "$3: Is a directory"
     b
-    s "$4" "$5"
+    s "$4" $5
     g "$4"
-    t=$5 name=$3
+    t=${5%% *} name=$3
     set -C
     if [ -n "${11}" ]; then
         base64 -d >"./$t" || q
@@ -158,7 +162,7 @@ p() {
     chmod "$6" "./$t" || q
     if [ -n "$8" ]; then
         touch -d "$8" "./$t" 2>/dev/null || touch -d "${8%.*}" "./$t" || q
-        x=${9%?????????}
+        x=${9%.*}
         case $x in
         -* | ???????????* | [2-9]?????????)
             [ "$(stat -c %Y "./$t")" = "$x" ] ||
@@ -198,7 +202,7 @@ r() {
     w "$2" "$1"
     [ -z "$m" ] && { [ -e "./$3" ] || [ -h "./$3" ]; } || return 0
     b
-    s "$4" "$5"
+    s "$4" $5
     rm -f "./$3"
     f=$?
     a

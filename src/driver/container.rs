@@ -298,6 +298,7 @@ mod tests {
             time_max: Duration::from_secs(8),
             fleet: "a-test".to_owned(),
             follow_links: true,
+            leftover_age: crate::driver::LEFTOVER_AGE,
         };
         Driver::new(options, Asked(after, Mutex::default()))
     }

@@ -136,6 +136,8 @@ pub struct Call<'a> {
     pub names: &'a Names,
     /// Whether a link that only root could have made may be followed.
     pub links: bool,
+    /// The age in seconds from which a leftover is removed.
+    pub leftover_seconds: u64,
     /// The file that is to be there; none is to be there otherwise.
     pub file: Option<NewFile<'a>>,
 }
@@ -188,20 +190,21 @@ impl Call<'_> {
         let Names { outer, inner } = self.names;
         let (call, links) = (if self.file.is_some() { "p" } else { "r" }, if self.links { "1" } else { "" });
         let place = format!(
-            "{call} '{links}' {} {} '{outer}' '{inner}'",
+            "{call} '{links}' {} {} '{outer}' '{inner} {}'",
             quote_in_line(&self.directory()),
-            quote_in_line(name)
+            quote_in_line(name),
+            self.leftover_seconds
         );
         let Some(file) = &self.file else { return place };
         let owner = file.look.owner.as_ref().map(|owner| owner.as_str()).unwrap_or_default();
-        let (stamp, nanoseconds) = file.time().unwrap_or_default();
+        let (stamp, time) = file.time().unwrap_or_default();
         let expected = file.expected.unwrap_or_default();
-        format!("{place} '{}' {} '{stamp}' '{nanoseconds}' '{expected}'", file.look.mode, quote(owner))
+        format!("{place} '{}' {} '{stamp}' '{time}' '{expected}'", file.look.mode, quote(owner))
     }
 }
 
 impl NewFile<'_> {
-    /// The modification time in UTC and in nanoseconds since 1970.
+    /// The modification time in UTC, and in seconds since 1970.
     fn time(&self) -> Option<(String, String)> {
         let mtime = self.look.mtime?.to_utc();
         let fraction = match mtime.timestamp_subsec_nanos() {
@@ -209,8 +212,7 @@ impl NewFile<'_> {
             sent => sent,
         };
         let stamp = format!("{}.{fraction:09}", mtime.format("%Y-%m-%d %H:%M:%S"));
-        let nanoseconds = i128::from(mtime.timestamp()) * 1_000_000_000 + i128::from(fraction);
-        Some((stamp, nanoseconds.to_string()))
+        Some((stamp, format!("{}.{fraction:09}", mtime.timestamp())))
     }
 }
 

@@ -40,9 +40,16 @@ static void fill(const char *directory) {
     if (processes) closedir(processes);
 }
 
+/* Either the aim or a directory in it that is empty. */
+static int link_to_directory(const char *name) {
+    char target[4096];
+    snprintf(target, sizeof target, swaps % 2 ? "%s" : "%s/empty", aim);
+    return symlink(target, name);
+}
+
 static void swap_directory(void) {
     if (rename(place, aside)) return;
-    if (symlink(aim, place)) perror("symlink");
+    if (link_to_directory(place)) perror("symlink");
     usleep(rand() % 400);
     unlink(place);
     rename(aside, place);
@@ -58,7 +65,7 @@ static void swap(const char *name) {
     switch (rand() % 8) {
     case 0:
         rename(here, away);
-        if (symlink(aim, here)) return;
+        if (link_to_directory(here)) return;
         break;
     case 1:
         rename(here, away);
