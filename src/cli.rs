@@ -15,6 +15,7 @@ mod results;
 mod run;
 mod schema;
 mod settings;
+mod settings_file;
 mod submit;
 mod topology;
 mod worker;

@@ -2,7 +2,9 @@
 
 mod support;
 
+use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 
 use lapin::options::QueueDeclareOptions;
@@ -152,6 +154,21 @@ fn a_key_that_nobody_knows_is_refused_with_the_nearest_one() {
         let refused = in_folder(folder.path(), &["config", "--config", "mine.toml"]).output().unwrap();
         assert_eq!(refused.status.code(), Some(2), "{content}");
         assert!(text(&refused.stderr).contains(says), "{content}: {}", text(&refused.stderr));
+    }
+    for (name, arguments) in
+        [("mine.toml", &["config", "--config", "mine.toml"][..]), ("deckswain.toml", &["config"])]
+    {
+        let path = folder.path().join(name);
+        std::fs::write(&path, "container-cli = '/tmp/evil'\n").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+        let refused = in_folder(folder.path(), arguments).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{name}");
+        assert!(
+            text(&refused.stderr).contains("its mode 0666 lets others write to it"),
+            "{}",
+            text(&refused.stderr)
+        );
+        std::fs::remove_file(&path).unwrap();
     }
     let missing = in_folder(folder.path(), &["config", "--config=none.toml"]).output().unwrap();
     assert!(text(&missing.stderr).contains("failed to read none.toml"));

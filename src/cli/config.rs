@@ -9,7 +9,7 @@ use clap::{Arg, ArgMatches, Args, Command};
 use serde_json::json;
 
 use super::output::{Printer, table};
-use super::{EXIT_OK, Failed, worker};
+use super::{EXIT_OK, Failed, settings_file, worker};
 use crate::broker::without_password;
 use crate::secret_file::warn_if_readable_by_all;
 
@@ -22,7 +22,8 @@ const BROKER_FILE_VARIABLE: &str = "DECKSWAIN_BROKER_FILE";
 const AFTER_HELP: &str = "\
 A setting is taken from its flag, else from its environment variable, else from the
 file, else it has its default. The file is deckswain.toml in the working directory,
-or what --config or DECKSWAIN_CONFIG names; its keys are the flags' names:
+or what --config or DECKSWAIN_CONFIG names; it may belong to the user or to root, and
+nobody else may write to it. Its keys are the flags' names:
 
   broker = \"amqp://worker@broker.internal/%2f\"
   concurrency = 8
@@ -57,7 +58,7 @@ impl FromFiles {
             found.read_settings(command, &path)?;
         }
         if let Some(path) = std::env::var_os(BROKER_FILE_VARIABLE).map(PathBuf::from) {
-            let url = read(&path)?.trim().to_owned();
+            let url = settings_file::read(&path)?.trim().to_owned();
             warn_if_readable_by_all(&path, "the broker's URL");
             found.0.insert("broker".to_owned(), (vec![url], path));
         }
@@ -66,11 +67,12 @@ impl FromFiles {
 
     fn read_settings(&mut self, command: &Command, path: &Path) -> Result<(), Failed> {
         let at = path.display();
-        let settings: toml::Table = read(path)?.parse().map_err(|error: toml::de::Error| {
-            Failed::usage(format!("{at} is no TOML"))
-                .why(error.message())
-                .hint("a setting a line: name = \"value\"")
-        })?;
+        let settings: toml::Table =
+            settings_file::read(path)?.parse().map_err(|error: toml::de::Error| {
+                Failed::usage(format!("{at} is no TOML"))
+                    .why(error.message())
+                    .hint("a setting a line: name = \"value\"")
+            })?;
         let known = names(command);
         for (key, value) in settings {
             let name = key.replace('_', "-");
@@ -117,10 +119,6 @@ fn text(value: &toml::Value) -> Option<String> {
         toml::Value::Boolean(truth) => Some(truth.to_string()),
         _ => None,
     }
-}
-
-fn read(path: &Path) -> Result<String, Failed> {
-    std::fs::read_to_string(path).map_err(|error| Failed::to_read(path, &error))
 }
 
 /// The file has to be known before the options are parsed, whose defaults it gives.

@@ -7,7 +7,7 @@ use clap::{Args, ValueHint};
 use globset::{Glob, GlobMatcher};
 use url::form_urlencoded::byte_serialize;
 
-use super::Failed;
+use super::{Failed, settings_file};
 use crate::action::{CONTENT_BYTES_DEFAULT, CONTENT_BYTES_LIMIT};
 use crate::broker::Layout;
 use crate::driver::{Driver, DriverOptions, LEFTOVER_AGE};
@@ -73,7 +73,7 @@ impl DriverSettings {
     /// The secret file's content, or the parts of the broker's URL and names that the workers of a fleet share.
     fn fleet_secret(&self, broker: Option<&BrokerSettings>) -> Result<String, Failed> {
         if let Some(path) = &self.fleet_secret_file {
-            let secret = std::fs::read_to_string(path).map_err(|error| Failed::to_read(path, &error))?;
+            let secret = settings_file::read(path)?;
             let secret = secret.trim();
             if secret.len() < FLEET_SECRET_BYTES_MIN {
                 return Err(Failed::usage("--fleet-secret-file cannot be used")
