@@ -81,6 +81,26 @@ async fn export_adds_no_field_that_the_message_id_spells() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_invalid_action_forges_no_field_of_the_log() {
+    let cell = Cell::new("hostile text: log");
+    let mut worker = cell.worker(&[]);
+    let (connection, channel) = cell.connect().await;
+    let field = "x\u{1b}[2J\u{202e}\" action.id=1 attempt=9";
+    let mut action = json!({"kind": "remove", "dst_uuid": "d-1", "dst_name": "web-01", "path": "/m/1"});
+    action["action_id"] = "00000000-0000-4000-8000-000000000009".into();
+    action[field] = 1.into();
+    let (exchange, options) = (format!("{}.actions", cell.prefix), BasicPublishOptions::default());
+    let body = action.to_string();
+    let publish = channel.basic_publish(&exchange, "x", options, body.as_bytes(), BasicProperties::default());
+    publish.await.unwrap();
+    let line = worker.wait_for_line("not a valid action");
+    let quoted = "pointer=\"/x\\u{1b}[2J\\u{202e}\\\" action.id=1 attempt=9\"";
+    assert!(line.contains(quoted), "{line}");
+    assert_eq!(worker.stop(), 0);
+    connection.close(200, "done").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_letter_with_a_huge_path_does_not_hold_up_the_list() {
     let path = format!("/m/{}", "e\u{301}\u{202e}漢 ".repeat(400_000));
     let body = json!({"kind": "remove", "dst_uuid": "d-1", "dst_name": "web-01", "path": path}).to_string();

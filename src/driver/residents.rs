@@ -75,7 +75,8 @@ impl<R: RunCommand> Driver<R> {
                     // What was there is kept: an engine that is away will have its deckies again.
                     Err(failure) => {
                         if said.as_ref() != Some(&failure.message) {
-                            warn!("cannot see which deckies run here: {}", failure.message);
+                            let error = failure.message.as_str();
+                            warn!(error, "cannot list the running deckies");
                             said = Some(failure.message);
                         }
                     }

@@ -216,7 +216,9 @@ fn log(judged: &Judged, occasion: Occasion) {
     let duration_ms = (occasion.finished_at - occasion.started_at).num_milliseconds();
     match judged {
         Judged::Invalid(invalid) => {
-            warn!(action.id = %invalid.action_id, "not a valid action: {invalid}");
+            // Both are a publisher's words; a field has quotes, so they cannot pass for other fields.
+            let (pointer, expected) = (invalid.pointer.as_str(), invalid.expected.as_str());
+            warn!(action.id = %invalid.action_id, pointer, expected, "not a valid action");
         }
         Judged::Done(action, outcome) => {
             let (id, kind, decky) = (action.id, action.kind().as_str(), action.executing_decky());
