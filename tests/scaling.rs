@@ -184,7 +184,7 @@ async fn a_decky_that_hangs_holds_up_no_other() {
 
 /// The numbers of the actions of one decky of a cell, as they began.
 fn cell_order(begun: &[String], decky: usize) -> Vec<usize> {
-    let numbers = begun.iter().map(|path| path.trim_start_matches("/m/").parse::<usize>().unwrap());
+    let numbers = begun.iter().map(|path| path.rsplit('/').next().unwrap().parse::<usize>().unwrap());
     numbers.filter(|number| number % 10 == decky).collect()
 }
 

@@ -17,41 +17,74 @@ pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// A client program that keeps a record of its calls and misbehaves when a file tells it to.
+/// A client program that performs changes on this host, keeps a record of them and misbehaves when a file
+/// tells it to.
 ///
-/// It reads what a decky would: the programs, the code of a batch or an empty line, and a line for each call. The
-/// files: `slow` holds seconds a call takes; while `hang` is there no call ends, while `hang-in` holds a container none there; `poison` holds
-/// the path whose call kills its worker; `engine-stopped` and `container-stopped` (which holds the
-/// container's name) fail as docker does; `deckies` holds the lines that `ps` prints.
+/// It runs each call by the very program that the worker sent for it, so that a plant below the engine's
+/// folder is a real one; a read prints nothing. The files: `slow` holds the seconds that a call takes; while
+/// `hang` is there no call ends, while `hang-in` holds a container none there; `poison` holds the path whose
+/// call kills its worker; `engine-stopped` and `container-stopped` (which holds the container's name) fail as
+/// docker does; `deckies` holds the lines that `ps` prints.
 const CLIENT: &str = r#"#!/bin/sh
 cd 'FOLDER' || exit 1
 all=" $* "
+for last; do :; done
 if [ "$1" = ps ] && [ -e deckies ]; then cat deckies; exit 0; fi
-case $* in *'command -v python3'*) programs=2 ;; *'sh -c read -r c;'*) programs=1 ;; *) printf gone; exit 0 ;; esac
+case $1 in exec) ;; *) printf gone; exit 0 ;; esac
+case $last in
+sh) kind=read ;;
+*python3*'read -r c'*) kind=either ;;
+'read -r c'*) kind=shell ;;
+*) printf gone; exit 0 ;;
+esac
 if [ -e engine-stopped ]; then
     echo 'Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?' >&2
     exit 1
 fi
 if [ -e container-stopped ] && read -r c <container-stopped; then
-    case " $* " in *" $c "*) echo 'refused /m/' >>record; echo "Error response from daemon: Container $c is not running" >&2; exit 1 ;; esac
+    case $all in *" $c "*) echo 'refused /m/' >>record; echo "Error response from daemon: Container $c is not running" >&2; exit 1 ;; esac
 fi
-act() {
-printf 'begin %s\n' "$p" >>record
-if [ -e poison ] && read -r bad <poison && [ "$p" = "$bad" ]; then kill -9 "$PPID"; exit 1; fi
-if [ -e slow ] && read -r seconds <slow; then sleep "$seconds"; fi
-while [ -e hang ]; do sleep 0.05; done
-while [ -e hang-in ] && read -r held <hang-in; do case $all in *" $held "*) sleep 0.05 ;; *) break ;; esac; done
-printf 'end %s\n' "$p" >>record
+# Whatever happens before and after a call on a path.
+begin() {
+    p=$1
+    printf 'begin %s\n' "$p" >>record
+    if [ -e poison ] && read -r bad <poison && [ "$p" = "$bad" ]; then kill -9 "$PPID"; exit 1; fi
+    if [ -e slow ] && read -r seconds <slow; then sleep "$seconds"; fi
+    while [ -e hang ]; do sleep 0.05; done
+    while [ -e hang-in ] && read -r held <hang-in; do case $all in *" $held "*) sleep 0.05 ;; *) break ;; esac; done
 }
-while [ $programs -gt 0 ]; do read -r c; programs=$((programs - 1)); done
-read -r c
+finish() { printf 'end %s\n' "$p" >>record; }
+path() { eval "set -- $1"; printf '%s/%s' "$3" "$4"; }
+# Runs the call $1 by the program that was sent; more content may follow on standard input.
+call() { { printf '\n%s\n' "$1"; cat; } | (eval "$program") 3>&1 >/dev/null 2>&3; }
+if [ $kind = read ]; then
+    script=$(cat)
+    eval "set -- ${script##*
+h }"
+    begin "$1"
+    finish
+    exit
+fi
+[ $kind = shell ] || read -r program
+read -r program
+program=$(printf %b "$program")
+read -r code
+if [ -z "$code" ]; then
+    read -r line || exit 74
+    printf .
+    begin "$(path "$line")"
+    call "$line" >&2
+    status=$?
+    finish
+    exit $status
+fi
 i=0
-while read -r l; do
-    eval "set -- $l"
-    p=$3/$4
-    act
-    [ -n "$c" ] || { echo; exit; }
-    printf '\n%s %s 0\n' "$c" $i
+while read -r line; do
+    begin "$(path "$line")"
+    said=$(call "$line" </dev/null)
+    status=$?
+    finish
+    printf '%s\n%s %s %s\n' "$said" "$code" $i $status
     i=$((i + 1))
 done
 "#;
@@ -71,6 +104,11 @@ impl Engine {
 
     pub fn client(&self) -> PathBuf {
         self.0.path().join("client")
+    }
+
+    /// The directory below which the files of a decky lie.
+    pub fn files(&self, decky: &str) -> PathBuf {
+        self.0.path().join("files").join(decky)
     }
 
     /// Puts a control file in place as a whole.

@@ -144,8 +144,10 @@ impl Cell {
         let mut ids = Vec::new();
         for _ in 0..actions {
             let (id, n) = (Uuid::new_v4().to_string(), self.paths.len());
-            let (decky, path) = (format!("web-{:02}", n % self.deckies), format!("/m/{n:05}"));
-            let action = json!({"kind": "remove", "dst_uuid": "d-1", "dst_name": decky, "path": path, "action_id": id});
+            let decky = format!("web-{:02}", n % self.deckies);
+            let path = self.engine.files(&decky).join(format!("{n:05}")).to_str().unwrap().to_owned();
+            let action = json!({"kind": "file", "dst_uuid": "d-1", "dst_name": decky, "path": path,
+                "content": id, "action_id": id});
             let properties = BasicProperties::default().with_delivery_mode(2);
             let body = action.to_string();
             let key = format!("decky.{decky}");
@@ -273,10 +275,22 @@ impl Cell {
         for results in self.found.results.values() {
             assert!(results.iter().all(|result| result["payload"] == results[0]["payload"]), "{results:?}");
         }
+        self.compare_files();
         let run_twice = self.engine.calls("begin").values().filter(|runs| **runs > 1).count();
         self.print(run_twice, results_twice);
         let (dead, dead_twice) = (self.found.dead, self.found.dead_twice);
         Verdict { run_twice, results_twice, dead_twice, dead, begun: self.engine.begun() }
+    }
+
+    /// Every file that was planted holds the bytes of its own action; one that was not planted is not there.
+    fn compare_files(&self) {
+        for (id, path) in &self.paths {
+            let planted = self.found.results.get(id).is_some_and(|results| results[0]["success"] == true);
+            match std::fs::read_to_string(path) {
+                Ok(content) => assert_eq!(&content, id, "{}: {path}", self.name),
+                Err(error) => assert!(!planted, "{}: {path}: {error}", self.name),
+            }
+        }
     }
 
     /// Takes what the workers published beyond one message an action.
