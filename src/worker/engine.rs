@@ -125,7 +125,7 @@ impl EngineWatch {
         if let Some(since) = away_since {
             info!("circuit closed: the engine answers after {} s", since.elapsed().as_secs());
         }
-        self.open.send_if_modified(|open| std::mem::take(open));
+        self.open.send_if_modified(std::mem::take);
     }
 
     fn failed(&self, began: Instant, failure: &Failure) {
