@@ -204,6 +204,9 @@ fn a_file_that_cannot_be_used_is_named_before_anything_is_sent() {
         // Nobody listens on this port, and nobody is asked.
         assert_refused(&topology("amqps://localhost:1/", &options), 2, why, "try: ");
     }
+    let readable = topology("amqps://localhost:1/", &certificates.options(Some("client")));
+    let (warning, hint) = ("every user of this host can read the TLS key", "start RabbitMQ");
+    assert_refused(&readable, 3, warning, hint);
     let plain = topology("amqp://localhost:1/", &certificates.options(None));
     assert_refused(&plain, 2, "settings for TLS need a URL that begins with amqps://", "try: ");
     let system = Command::new(env!("CARGO_BIN_EXE_deckswain"))

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::{Error, ErrorKind};
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
@@ -147,9 +148,16 @@ impl Tls {
                 "is --tls-cert valid now, and signed by an authority in the broker's ssl_options.cacertfile?",
             ),
             Some(_) => (error.to_string(), "the log of the broker tells more"),
+            // The same race; but the broker may have gone away for another reason.
+            None if was_asked => (
+                format!("the broker did not accept the client certificate, or went away: {error}"),
+                "is --tls-cert valid now, and signed by an authority in the broker's ssl_options.cacertfile?",
+            ),
             None => return None,
         };
-        Some(BrokerError::Refused(trouble(what, why, hint)))
+        let trouble = trouble(what, why, hint);
+        // Without the broker's own reason it may be better later.
+        Some(if told.is_some() { BrokerError::Refused(trouble) } else { BrokerError::Away(trouble) })
     }
 
     fn explain_certificate(&self, error: &CertificateError) -> (String, &'static str) {
@@ -188,8 +196,11 @@ pub fn dial(
     time_max: Duration,
 ) -> impl Fn(&AMQPUri) -> HandshakeResult + Send + Sync + 'static {
     move |uri| {
-        let address = (uri.authority.host.as_str(), uri.authority.port);
-        let stream = TcpStream::connect_timeout(address, time_max)?;
+        let addresses = (uri.authority.host.as_str(), uri.authority.port).to_socket_addrs()?;
+        let addresses: Vec<SocketAddr> = addresses.collect();
+        // One address that does not answer must leave time for the others.
+        let share = time_max / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+        let stream = TcpStream::connect_timeout(addresses.as_slice(), share)?;
         let stream = match &tls {
             None => stream,
             Some(tls) => {
