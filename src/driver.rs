@@ -38,7 +38,7 @@ const BANNER_CHARS_MAX: usize = 128;
 /// byte by byte, at about a microsecond each.
 const LINE_BYTES_MAX: usize = 2048;
 /// The usual age of leftovers that are removed: a worker's time limit is 25 minutes at most.
-pub const LEFTOVER_AGE: Duration = Duration::from_hours(1);
+pub const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 /// The status that stands for a timeout, as in coreutils' `timeout`.
 const STATUS_TIMEOUT: i32 = 124;
 /// The status that stands for a missing client program, as in a shell.
