@@ -1,149 +1,24 @@
 //! What the worker needs of a broker, free of any client library.
 
 mod amqp;
+mod properties;
 mod topology;
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-
-use chrono::{DateTime, Utc};
 
 pub use amqp::{
     AmqpConsumer, AmqpPublisher, AmqpSettle, BrokerAddress, Depth, Lacking, Permission, QueueWalk,
     ResultsTap, State, inspect, lacking, together_count, without_password,
 };
+pub use properties::{
+    Death, HEADER_ATTEMPT, HEADER_DEFERRALS, HEADER_FIRST_SEEN, HEADER_HANDED_BACK, HEADER_REPLAYS,
+    HEADER_TRACEPARENT, HeaderValue, Properties,
+};
 pub use topology::HEADER_DELAY;
 pub use topology::{
     Argument, Binding, Exchange, ExchangeType, Layout, Queue, RETRY_DELAYS, RetryRoute, Topology,
 };
-
-/// Counts the attempts at an action, from 1.
-pub const HEADER_ATTEMPT: &str = "x-deckswain-attempt";
-/// When the action was first delivered to a worker, RFC 3339.
-pub const HEADER_FIRST_SEEN: &str = "x-deckswain-first-seen";
-/// Counts how often workers whose engine never had the action's decky gave it to others.
-pub const HEADER_HANDED_BACK: &str = "x-deckswain-handed-back";
-
-/// The trace that a message belongs to, as W3C has it.
-pub const HEADER_TRACEPARENT: &str = "traceparent";
-/// How often the action came back from the dead letters by a replay.
-pub const HEADER_REPLAYS: &str = "x-deckswain-replays";
-/// How often the action was sent to a delay queue without an attempt.
-pub const HEADER_DEFERRALS: &str = "x-deckswain-deferrals";
-
-/// A header's value; what else AMQP knows is the broker's own bookkeeping and is left out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HeaderValue {
-    /// A string.
-    Text(String),
-    /// An integer of any width.
-    Integer(i64),
-    /// A truth value.
-    Boolean(bool),
-}
-
-impl HeaderValue {
-    /// The text, if it is one.
-    #[must_use]
-    pub fn as_text(&self) -> Option<&str> {
-        match self {
-            Self::Text(text) => Some(text),
-            _ => None,
-        }
-    }
-
-    /// The same value in JSON.
-    #[must_use]
-    pub fn to_json(&self) -> serde_json::Value {
-        match self {
-            Self::Text(text) => text.as_str().into(),
-            Self::Integer(integer) => (*integer).into(),
-            Self::Boolean(value) => (*value).into(),
-        }
-    }
-}
-
-impl From<&str> for HeaderValue {
-    fn from(text: &str) -> Self {
-        Self::Text(text.to_owned())
-    }
-}
-
-/// A message's properties, as far as the worker reads or writes them.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Properties {
-    /// `message_id`.
-    pub message_id: Option<String>,
-    /// `correlation_id`.
-    pub correlation_id: Option<String>,
-    /// `reply_to`.
-    pub reply_to: Option<String>,
-    /// `content_type`.
-    pub content_type: Option<String>,
-    /// `type`.
-    pub message_type: Option<String>,
-    /// `app_id`.
-    pub app_id: Option<String>,
-    /// `timestamp`, to the second.
-    pub timestamp: Option<DateTime<Utc>>,
-    /// `headers`.
-    pub headers: BTreeMap<String, HeaderValue>,
-    /// The latest of the broker's own dead-letterings, from its `x-death` header; never written.
-    pub death: Option<Death>,
-    /// Why the properties are not as they were published, where they are not: some cannot be read here.
-    /// Such a message is never published anew, as that would change it.
-    pub unreadable: Option<String>,
-}
-
-/// How the broker itself dead-lettered a message.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Death {
-    /// The broker's word: `delivery_limit`, `expired`, `maxlen` or `rejected`.
-    pub reason: String,
-    /// The queue it happened in.
-    pub queue: String,
-    /// When, to the second.
-    pub at: Option<DateTime<Utc>>,
-}
-
-impl Properties {
-    /// How often the action was replayed.
-    #[must_use]
-    pub fn replays(&self) -> i64 {
-        match self.headers.get(HEADER_REPLAYS) {
-            Some(HeaderValue::Integer(replays)) => *replays,
-            _ => 0,
-        }
-    }
-
-    /// How often the action was handed back by workers whose engine never had its decky.
-    #[must_use]
-    pub fn hand_backs(&self) -> u32 {
-        match self.headers.get(HEADER_HANDED_BACK) {
-            Some(HeaderValue::Integer(count)) => u32::try_from(*count).unwrap_or(u32::MAX),
-            _ => 0,
-        }
-    }
-
-    /// How often the action was sent to a delay queue without an attempt.
-    #[must_use]
-    pub fn deferrals(&self) -> i64 {
-        match self.headers.get(HEADER_DEFERRALS) {
-            Some(HeaderValue::Integer(deferrals)) => *deferrals,
-            _ => 0,
-        }
-    }
-
-    /// Which attempt this delivery is, from 1.
-    #[must_use]
-    pub fn attempt(&self) -> u32 {
-        match self.headers.get(HEADER_ATTEMPT) {
-            Some(HeaderValue::Integer(attempt)) => u32::try_from(*attempt).unwrap_or(1).max(1),
-            _ => 1,
-        }
-    }
-}
 
 /// A message that a broker handed over, not yet settled.
 #[derive(Debug)]

@@ -26,6 +26,7 @@ use super::{BrokerError, Trouble};
 pub use address::{BrokerAddress, without_password};
 use consumer::claim_of;
 pub use consumer::{AmqpConsumer, Depth};
+pub use convert::ForeignValue;
 use declare::{
     bind_exchanges, bring_about, declare, declare_exchange, declare_outgoing, declare_queue,
     passive_exchange, take_over,

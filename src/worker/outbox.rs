@@ -112,7 +112,7 @@ impl<P: Publish> Outbox<P> {
     /// Publishes the next attempt to the delay queue that follows this one.
     pub async fn retry<S>(&self, delivery: &Delivery<S>, seen_at: DateTime<Utc>) -> Result<(), Aborted> {
         let attempt = delivery.properties.attempt();
-        let mut properties = delivery.properties.clone();
+        let mut properties = delivery.properties.carried_on();
         let next = HeaderValue::Integer(i64::from(attempt) + 1);
         properties.headers.insert(HEADER_ATTEMPT.to_owned(), next);
         self.delayed(delivery, properties, attempt, seen_at).await
@@ -120,7 +120,7 @@ impl<P: Publish> Outbox<P> {
 
     /// Publishes the same attempt to the delay queue that follows the given attempt.
     pub async fn deferral<S>(&self, delivery: &Delivery<S>, after: u32) -> Result<(), Aborted> {
-        let mut properties = delivery.properties.clone();
+        let mut properties = delivery.properties.carried_on();
         let attempt = HeaderValue::Integer(properties.attempt().into());
         properties.headers.insert(HEADER_ATTEMPT.to_owned(), attempt);
         let deferrals = HeaderValue::Integer(properties.deferrals().saturating_add(1));
@@ -179,7 +179,7 @@ impl<P: Publish> Outbox<P> {
         grounds: Grounds<'_>,
         occasion: Occasion,
     ) -> Result<(), Aborted> {
-        let mut properties = delivery.properties.clone();
+        let mut properties = delivery.properties.carried_on();
         let mut tell = |name: &str, value: HeaderValue| {
             properties.headers.insert(format!("x-deckswain-{name}"), value);
         };

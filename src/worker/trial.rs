@@ -73,10 +73,8 @@ impl<S: Settle> Trial<S> {
 }
 
 fn deliveries<S>(delivery: &Delivery<S>) -> i64 {
-    match delivery.properties.headers.get(HEADER_DELIVERY_COUNT) {
-        Some(HeaderValue::Integer(count)) => *count,
-        _ => 0,
-    }
+    let count = delivery.properties.headers.get(HEADER_DELIVERY_COUNT).and_then(HeaderValue::as_integer);
+    count.unwrap_or(0)
 }
 
 #[cfg(test)]

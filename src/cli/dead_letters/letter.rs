@@ -48,12 +48,10 @@ impl Letter {
         let glance = Glance::at(&delivery.body);
         let properties = &delivery.properties;
         let text =
-            |name: &str| ours(properties, name).and_then(HeaderValue::as_text).unwrap_or_default().to_owned();
+            |name: &str| ours(delivery, name).and_then(HeaderValue::as_text).unwrap_or_default().to_owned();
         let (mut reason, mut message) = (text("reason"), text("message"));
         let mut died_at = DateTime::parse_from_rfc3339(&text("died-at")).ok().map(|at| at.to_utc());
-        if reason.is_empty()
-            && let Some(death) = &properties.death
-        {
+        if let Some(death) = &properties.death {
             (reason, message) = (death.reason.replace('_', "-"), in_words(death));
             died_at = death.at;
         }
@@ -66,10 +64,7 @@ impl Letter {
             message = "no worker has taken actions for its decky".to_owned();
             died_at = properties.timestamp;
         }
-        let attempts = match ours(properties, "attempts") {
-            Some(HeaderValue::Integer(attempts)) => Some(*attempts),
-            _ => None,
-        };
+        let attempts = ours(delivery, "attempts").and_then(HeaderValue::as_integer);
         let message_id = properties.message_id.as_deref();
         let result_id = id_of(Some(&glance.action_id), message_id, &delivery.body);
         let named =
@@ -129,6 +124,8 @@ impl Letter {
         let mut whole = self.to_json();
         let headers = delivery.properties.headers.iter().map(|(name, value)| (name.clone(), value.to_json()));
         whole["headers"] = Value::Object(headers.collect());
+        let properties = named(&delivery.properties).into_iter();
+        whole["properties"] = properties.map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
         let (name, body) = match json_of(delivery) {
             Some(body) => ("body", body::in_one_line(body)),
             None => ("body_base64", Value::from(base64_text(&delivery.body)).to_string()),
@@ -146,6 +143,13 @@ impl Letter {
         }
         let _ =
             writeln!(text, "{:<12}{}\n{:<12}{}", "message", plain(&self.message), "replays", self.replays);
+        let properties = named(&delivery.properties);
+        if !properties.is_empty() {
+            text.push_str("properties\n");
+        }
+        for (name, value) in properties {
+            let _ = writeln!(text, "  {name}: {}", plain(&value));
+        }
         text.push_str("headers\n");
         for (name, value) in &delivery.properties.headers {
             let _ = writeln!(text, "  {}: {}", plain(name), plain(&value.to_json().to_string()));
@@ -174,8 +178,33 @@ fn json_of(delivery: &DeadLetter) -> Option<&str> {
     serde_json::from_slice::<&RawValue>(without_byte_order_mark(&delivery.body)).ok().map(RawValue::get)
 }
 
-fn ours<'a>(properties: &'a Properties, name: &str) -> Option<&'a HeaderValue> {
-    properties.headers.get(&format!("x-deckswain-{name}"))
+/// The properties that are there, by AMQP's name.
+fn named(properties: &Properties) -> Vec<(&'static str, String)> {
+    let texts = [
+        ("message_id", &properties.message_id),
+        ("correlation_id", &properties.correlation_id),
+        ("reply_to", &properties.reply_to),
+        ("content_type", &properties.content_type),
+        ("content_encoding", &properties.content_encoding),
+        ("type", &properties.message_type),
+        ("app_id", &properties.app_id),
+        ("user_id", &properties.user_id),
+        ("cluster_id", &properties.cluster_id),
+        ("expiration", &properties.expiration),
+    ];
+    let mut named: Vec<_> =
+        texts.into_iter().filter_map(|(name, text)| Some((name, text.clone()?))).collect();
+    named.extend(properties.priority.map(|priority| ("priority", priority.to_string())));
+    named.extend(properties.timestamp.map(|at| ("timestamp", at.to_rfc3339_opts(SecondsFormat::Secs, true))));
+    named
+}
+
+/// A header that a worker wrote when it dead-lettered the message; none where the broker did so itself, as
+/// then whoever published the message may have written it.
+fn ours<'a>(delivery: &'a DeadLetter, name: &str) -> Option<&'a HeaderValue> {
+    let is_of_worker = delivery.properties.death.is_none() && !delivery.exchange.ends_with(".actions");
+    let header = delivery.properties.headers.get(&format!("x-deckswain-{name}"));
+    header.filter(|_| is_of_worker)
 }
 
 /// What the broker's own word means.
@@ -196,11 +225,11 @@ fn in_words(death: &Death) -> String {
 pub fn to_replay(delivery: &DeadLetter) -> (String, Properties) {
     // The action itself says it best: a retry may have come by a queue's name.
     let routing_key = Glance::at(&delivery.body).routing_key().unwrap_or_else(|| {
-        let given = ours(&delivery.properties, "routing-key").and_then(HeaderValue::as_text);
+        let given = ours(delivery, "routing-key").and_then(HeaderValue::as_text);
         given.unwrap_or(&delivery.routing_key).to_owned()
     });
-    let mut properties = delivery.properties.clone();
-    let replays = properties.replays() + 1;
+    let mut properties = delivery.properties.replayed();
+    let replays = properties.replays().saturating_add(1);
     properties.headers.retain(|name, _| !is_bookkeeping(name));
     properties.headers.insert(HEADER_REPLAYS.to_owned(), HeaderValue::Integer(replays));
     (routing_key, properties)
@@ -208,11 +237,5 @@ pub fn to_replay(delivery: &DeadLetter) -> (String, Properties) {
 
 fn is_bookkeeping(name: &str) -> bool {
     let of_ours = name.strip_prefix("x-deckswain-").is_some_and(|name| OURS.contains(&name));
-    let of_broker = ["x-first-death-", "x-last-death-", "x-death", "x-delivery-count", "x-acquired-count"];
-    of_ours
-        || name == HEADER_ATTEMPT
-        || name == HEADER_FIRST_SEEN
-        || name == HEADER_DELAY
-        || name == HEADER_HANDED_BACK
-        || of_broker.iter().any(|own| name.starts_with(own))
+    of_ours || [HEADER_ATTEMPT, HEADER_FIRST_SEEN, HEADER_DELAY, HEADER_HANDED_BACK].contains(&name)
 }
