@@ -76,6 +76,9 @@ pub enum PublishError {
     /// The broker closed the channel or the connection because of this message.
     #[error("the broker refused the message: {0}")]
     Refused(String),
+    /// The broker takes no message of this size.
+    #[error("the message is too large for the broker: {0}")]
+    TooLarge(String),
     /// The connection or the channel failed.
     #[error("failed to publish: {0}")]
     Failed(String),
@@ -86,7 +89,7 @@ impl PublishError {
     #[must_use]
     pub fn is_of_the_message(&self) -> bool {
         match self {
-            Self::Returned(_) | Self::Nacked | Self::Refused(_) => true,
+            Self::Returned(_) | Self::Nacked | Self::Refused(_) | Self::TooLarge(_) => true,
             Self::Unconfirmed(_) | Self::Blocked(_) | Self::Failed(_) => false,
         }
     }

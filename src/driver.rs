@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::action::{Action, DeckyName, Read, Task, Traffic};
-use crate::result::{ContainerProcess, Failure, FailureClass, Outcome, base64_text};
+use crate::result::{
+    ContainerProcess, Failure, FailureClass, Outcome, RESULT_CONTENT_BYTES_MAX, base64_text,
+};
 use crate::subprocess::{Captured, CommandLine, Ended, RunCommand};
 pub use batch::{Batch, Next, can_share};
 use change::Change;
@@ -32,6 +34,8 @@ pub use secret::Names;
 const CAPTURE_BYTES_MAX: usize = 64 * 1024;
 /// How much standard error a payload holds, in characters.
 const STDERR_CHARS_MAX: usize = 256;
+/// The most that is read of a file, in bytes: as base64 it fits into a result.
+const READ_BYTES_MAX: u64 = RESULT_CONTENT_BYTES_MAX as u64 / 4 * 3;
 /// How much of a banner a payload holds, in characters.
 const BANNER_CHARS_MAX: usize = 128;
 /// The largest content that stands in its call rather than after it, in bytes: a shell reads a line
@@ -209,11 +213,11 @@ impl<R: RunCommand> Driver<R> {
     }
 
     async fn read(&self, action: &Action, read: &Read) -> Result<Outcome, Aborted> {
-        let bytes_max = usize::try_from(read.bytes_max).unwrap_or(usize::MAX);
+        let bytes_max = read.bytes_max.min(READ_BYTES_MAX);
         let mark = self.mark(action.executing_decky());
-        let script = script::read(read.path.as_str(), read.bytes_max + 1, self.options.follow_links);
+        let script = script::read(read.path.as_str(), bytes_max + 1, self.options.follow_links);
         let inside = Inside {
-            stdout_bytes_max: bytes_max,
+            stdout_bytes_max: usize::try_from(bytes_max).unwrap_or(usize::MAX),
             ..Inside::fed(action.executing_decky(), &script::SCRIPT, script.into_bytes(), &mark)
         };
         let mut run = self.exec_inside(inside).await?;

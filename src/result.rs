@@ -1,15 +1,23 @@
 //! What came of an action, in the form that is published.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::action::{Action, Invalid, Kind, Task};
 use crate::cut::{MESSAGE_CHARS_MAX, cut};
+
+/// The largest result in bytes: RabbitMQ 4 takes no larger message unless it is told to.
+pub const RESULT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The part of a result that file content may take as JSON text; attribution, path and all other fields
+/// stay well below the rest.
+pub const RESULT_CONTENT_BYTES_MAX: usize = RESULT_BYTES_MAX - 128 * 1024;
 
 /// Why an action failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -126,6 +134,17 @@ impl Outcome {
     }
 }
 
+/// The bytes that a text takes as a JSON string, the quotes not counted.
+#[must_use]
+pub fn json_text_bytes(text: &str) -> usize {
+    let bytes_of = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0x00..0x20 => r"\u0000".len(),
+        _ => 1,
+    };
+    text.bytes().map(bytes_of).sum()
+}
+
 /// Lower-case hex SHA-256.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {
@@ -158,6 +177,24 @@ impl WorkerIdentity {
     pub fn new(id: String) -> Self {
         Self { id, version: env!("CARGO_PKG_VERSION") }
     }
+}
+
+/// A published result, given as its routing key and its JSON text, turned into a failure without a payload.
+#[must_use]
+pub fn without_payload(routing_key: &str, body: &[u8], why: &str) -> (Box<str>, Box<[u8]>) {
+    let message = format!("the result has no payload, the broker does not take it: {why}");
+    let failure = Failure::new(FailureClass::Unsupported, message.as_str());
+    let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(body).unwrap_or_default();
+    let mut set = |name: &str, value: Result<Box<RawValue>, serde_json::Error>| {
+        if let Ok(value) = value {
+            fields.insert(name.to_owned(), value);
+        }
+    };
+    set("success", to_raw_value(&false));
+    set("failure", to_raw_value(&failure));
+    set("payload", to_raw_value(&json!({ "error": message })));
+    let body = serde_json::to_vec(&fields).unwrap_or_default();
+    (routing_key.replacen(".ok.", ".failed.", 1).into(), body.into())
 }
 
 /// When and how often an action was run.

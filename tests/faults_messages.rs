@@ -2,12 +2,13 @@
 
 mod support;
 
+use std::io::{BufRead as _, BufReader};
 use std::time::Duration;
 
 use serde_json::json;
 use support::faults::{ACTIONS, Cell};
 use support::raw::{RawConnection, RawProperties, long, table, text as long_text};
-use support::tool::{json_lines, text, tool};
+use support::tool::{command, json_lines, text, tool};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -51,7 +52,9 @@ fn poisons() -> Vec<Poison> {
         ("header \"wide\" is too large (40965 bytes)", b"wide", long_text(&vec![b'x'; 40 * 1024])),
     ];
     for (told, name, value) in headers {
-        poisons.push(Poison::new(told, plain().headers(&[(b"kept", long_text(b"y")), (name, value)])));
+        // A publisher can write what only a worker should.
+        let forged = (&b"x-deckswain-reason"[..], long_text(b"refused"));
+        poisons.push(Poison::new(told, plain().headers(&[forged, (name, value)])));
     }
     poisons.push(Poison {
         routing_key: b"decky.web-01.\xff".to_vec(),
@@ -93,12 +96,14 @@ async fn others_go_on(mut cell: Cell, arguments: &[&str], poisons: Vec<Poison>) 
         _ => "consuming from",
     });
     cell.publish(ACTIONS / 2).await;
+    cell.engine.wait_for("end", ACTIONS / 2).await;
     publish(&cell, "actions", &poisons);
-    let others = timeout(OTHERS_GO_ON_WITHIN, async {
-        cell.publish(ACTIONS / 2).await;
-        cell.engine.wait_for("end", ACTIONS).await;
+    let another = timeout(OTHERS_GO_ON_WITHIN, async {
+        cell.publish(1).await;
+        cell.engine.wait_for("end", ACTIONS / 2 + 1).await;
     });
-    others.await.expect("the others go on");
+    another.await.expect("the others go on");
+    cell.publish(ACTIONS / 2 - 1).await;
     cell.wait_for_count("dead", |dead| dead == poisons.len()).await;
     worker.wait_for_line("message rejected, the broker dead-letters it");
 
@@ -179,4 +184,24 @@ async fn unreadable_dead_letters_are_listed_and_shown_and_only_removed_when_told
     assert!(discarded.status.success(), "{}", text(&discarded.stderr));
     cell.wait_for_count("dead", |dead| dead == count - 1).await;
     take_unchanged(&cell, &poisons[1..]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unreadable_results_are_shown_like_others() {
+    let cell = Cell::new("results: unreadable");
+    assert!(tool(&cell, &["topology", "--declare"]).status.success());
+    let poisons = poisons();
+    let count = poisons.len().to_string();
+    let mut watching = command(&cell, &["results", "--json", "--limit", &count]).spawn().unwrap();
+    let mut said = BufReader::new(watching.stderr.take().unwrap()).lines();
+    assert!(said.next().unwrap().unwrap().starts_with("watching"));
+    let mut raw = RawConnection::open(&cell.broker);
+    for Poison { properties, id, .. } in &poisons {
+        let result = json!({"action_id": id, "success": true}).to_string();
+        let exchange = format!("{}.results", cell.prefix);
+        raw.publish(&exchange, b"activity.remove.inert.ok.d-1", properties, result.as_bytes());
+    }
+    let shown = json_lines(&watching.wait_with_output().unwrap());
+    let ids: Vec<&str> = shown.iter().map(|result| result["action_id"].as_str().unwrap()).collect();
+    assert_eq!(ids, poisons.iter().map(|poison| poison.id.as_str()).collect::<Vec<_>>());
 }

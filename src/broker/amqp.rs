@@ -45,10 +45,15 @@ pub use walk::QueueWalk;
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long the answer to "are you there?" may take: a worker is to consume again within 10 s.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(5);
+/// Bytes of a frame that a worker keeps free of a delivery's properties, for the headers that it adds when it
+/// retries or dead-letters the message: a message of 1 KiB, an exchange, a routing key, and the rest.
+const OWN_HEADERS_BYTES_MAX: u32 = 4 * 1024;
+
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
 const RESOURCE_LOCKED: u16 = 405;
 const PRECONDITION_FAILED: u16 = 406;
+const FRAME_ERROR: u16 = 501;
 
 /// Waits for the broker's answer, but not for ever.
 async fn answer<T>(what: &str, asked: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
@@ -170,11 +175,12 @@ fn explain_io(what: String, error: &std::io::Error) -> BrokerError {
 
 /// Opens one connection; `Err` tells what cannot get better by waiting from what can.
 async fn open(url: &str, name: &str) -> Result<Connection, BrokerError> {
-    open_to_read(url, name).await.map(|(connection, _)| connection)
+    open_to_read(url, name, 0).await.map(|(connection, _)| connection)
 }
 
-/// Opens one, and tells which of its deliveries are not as they were published, as they cannot be read.
-async fn open_to_read(url: &str, name: &str) -> Result<(Connection, Flaws), BrokerError> {
+/// Opens one, and tells which of its deliveries have properties that cannot be read, or that leave less than
+/// `kept_free` bytes of a frame.
+async fn open_to_read(url: &str, name: &str, kept_free: u32) -> Result<(Connection, Flaws), BrokerError> {
     let address = BrokerAddress::of(url)?;
     let tls = Tls::of(&address)?;
     let flaws = Flaws::default();
@@ -182,7 +188,7 @@ async fn open_to_read(url: &str, name: &str) -> Result<(Connection, Flaws), Brok
     let properties = ConnectionProperties::default()
         .with_connection_name(name.into())
         .with_executor(tokio_executor_trait::Tokio::current())
-        .with_reactor(GuardedReactor::new(address.frame_bytes_max(), flaws.clone()));
+        .with_reactor(GuardedReactor::new(address.frame_bytes_max(), kept_free, flaws.clone()));
     let time_max = address.connection_timeout().unwrap_or(ANSWER_TIME_MAX);
     let connect =
         Connection::connector(address.to_uri(), Box::new(tls::dial(tls.clone(), time_max)), properties);

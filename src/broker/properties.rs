@@ -33,6 +33,9 @@ const OF_BROKER: [&str; 5] =
 /// How often the action was sent to a delay queue without an attempt.
 pub const HEADER_DEFERRALS: &str = "x-deckswain-deferrals";
 
+/// The longest `traceparent` that a result repeats, in bytes: version 00 has 55, and later ones may add to it.
+const TRACEPARENT_BYTES_MAX: usize = 256;
+
 /// A header's value.
 #[derive(Debug, Clone, PartialEq)]
 pub enum HeaderValue {
@@ -149,6 +152,13 @@ impl Properties {
     #[must_use]
     pub fn deferrals(&self) -> i64 {
         self.headers.get(HEADER_DEFERRALS).and_then(HeaderValue::as_integer).unwrap_or(0)
+    }
+
+    /// The trace that the message belongs to; none where it is no text or longer than any trace's name.
+    #[must_use]
+    pub fn traceparent(&self) -> Option<&HeaderValue> {
+        let traceparent = self.headers.get(HEADER_TRACEPARENT)?;
+        traceparent.as_text().is_some_and(|text| text.len() <= TRACEPARENT_BYTES_MAX).then_some(traceparent)
     }
 
     /// Which attempt this delivery is, from 1.

@@ -178,6 +178,12 @@ impl Topology {
         &self.prefix
     }
 
+    /// Whether a queue of this name is the workers' own.
+    #[must_use]
+    pub fn owns(&self, queue: &str) -> bool {
+        queue.strip_prefix(&self.prefix).is_some_and(|rest| rest.starts_with('.'))
+    }
+
     /// The queue of the dead letters.
     #[must_use]
     pub fn dead_queue(&self) -> Queue {

@@ -8,7 +8,7 @@ use super::secret::Names;
 use super::{Attempt, DriverOptions, Run};
 use crate::action::{Action, Edit, Look, Task};
 use crate::realism::{ContentClass, next_body};
-use crate::result::{Failure, FailureClass, Outcome, sha256_hex};
+use crate::result::{Failure, FailureClass, Outcome, RESULT_CONTENT_BYTES_MAX, json_text_bytes, sha256_hex};
 
 /// What was worked out of an action that changes one path.
 pub struct Change {
@@ -129,9 +129,18 @@ fn body_of(action: &Action, edit: &Edit, now: DateTime<Utc>) -> Result<String, F
     let when = edit.look.mtime.unwrap_or_else(|| action.issued_at.unwrap_or(now).fixed_offset());
     let (_, seed) = action.id.as_u64_pair();
     let class = edit.content_class.parse::<ContentClass>();
-    class
+    let body = class
         .and_then(|class| next_body(class, &edit.persona, &edit.previous_body, when, seed))
-        .map_err(|error| Failure::new(FailureClass::Unsupported, error.to_string()))
+        .map_err(|error| Failure::new(FailureClass::Unsupported, error.to_string()))?;
+    // An edit that could not be told is not made. A control character takes six bytes in JSON.
+    let bytes = json_text_bytes(&body);
+    if bytes > RESULT_CONTENT_BYTES_MAX {
+        let message = format!(
+            "the new body takes {bytes} bytes as JSON, and a result has room for {RESULT_CONTENT_BYTES_MAX}"
+        );
+        return Err(Failure::new(FailureClass::Unsupported, message));
+    }
+    Ok(body)
 }
 
 #[cfg(test)]
@@ -141,6 +150,7 @@ mod tests {
 
     use super::{Attempt, Change};
     use crate::action::{Action, CONTENT_BYTES_DEFAULT, DecodeOptions};
+    use crate::result::FailureClass;
 
     /// The line that an edit adds to `previous_body`.
     fn added_line(content_class: &str, previous_body: &str, times: serde_json::Value) -> String {
@@ -155,6 +165,23 @@ mod tests {
         let change = Change::of(&action, Attempt { now: DateTime::<Utc>::UNIX_EPOCH, is_repeat: false });
         let Ok(Change { new_body: Some(body), .. }) = change else { panic!("the edit has a body") };
         body.strip_prefix(previous_body).unwrap().to_owned()
+    }
+
+    #[test]
+    fn an_edit_whose_new_body_no_result_could_carry_is_not_made() {
+        let action = |controls: usize| {
+            let action = json!({
+                "action_id": "00000000-0000-4000-8000-000000000007", "kind": "edit", "dst_uuid": "d-1",
+                "dst_name": "web-01", "path": "/tmp/log", "persona": "alice", "content_class": "note",
+                "previous_body": "\u{1}".repeat(controls), "synthetic_file_uuid": "f",
+            });
+            let options = DecodeOptions { message_id: None, content_bytes_max: CONTENT_BYTES_DEFAULT };
+            Action::decode(action.to_string().as_bytes(), options).unwrap()
+        };
+        let occasion = Attempt { now: DateTime::<Utc>::UNIX_EPOCH, is_repeat: false };
+        assert!(Change::of(&action(2_770_000), occasion).is_ok());
+        let Err(outcome) = Change::of(&action(2_790_000), occasion) else { panic!("it is made") };
+        assert_eq!(outcome.failure.unwrap().class, FailureClass::Unsupported);
     }
 
     #[test]

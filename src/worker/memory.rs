@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::broker::{Delivery, HEADER_TRACEPARENT, Properties};
+use crate::result::without_payload;
 
 /// How many actions are remembered.
 const ENTRIES_MAX: usize = 10_000;
@@ -71,10 +72,16 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// The failure that stands for a result which the broker does not take for its size, for the reason `why`.
+    pub fn without_payload(&self, why: &str) -> Self {
+        let (routing_key, body) = without_payload(&self.routing_key, &self.body, why);
+        Self { id: self.id, routing_key, finished_at: self.finished_at, body }
+    }
+
     /// The properties that it is published with in answer to a delivery with the given ones.
     pub fn properties(&self, delivered: &Properties) -> Properties {
         let id = self.id.to_string();
-        let traceparent = delivered.headers.get(HEADER_TRACEPARENT);
+        let traceparent = delivered.traceparent();
         let traceparent = traceparent.map(|value| (HEADER_TRACEPARENT.to_owned(), value.clone()));
         Properties {
             correlation_id: Some(delivered.correlation_id.as_ref().unwrap_or(&id).clone()),

@@ -7,17 +7,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::backoff::Backoff;
 use crate::broker::{
     Delivery, HEADER_ATTEMPT, HEADER_DEFERRALS, HEADER_FIRST_SEEN, HEADER_HANDED_BACK, HeaderValue,
-    Properties, Publication, Publish, Topology,
+    Properties, Publication, Publish, PublishError, Topology,
 };
 use crate::cut::{MESSAGE_CHARS_MAX, cut};
 use crate::driver::Aborted;
 use crate::result::Occasion;
 use crate::worker::memory::Answer;
+
+/// How much of a failure message a dead letter's headers hold, in bytes.
+const MESSAGE_BYTES_MAX: usize = 1024;
 
 /// Publishes what follows from deliveries.
 pub struct Outbox<P> {
@@ -28,6 +31,21 @@ pub struct Outbox<P> {
     waiting: AtomicUsize,
     /// The results that are on their way, by their place in memory; each tells whether it was confirmed.
     on_their_way: Mutex<HashMap<usize, watch::Receiver<bool>>>,
+}
+
+/// Why a message was not published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unsent {
+    /// The program stops at once.
+    Aborted,
+    /// The broker takes no message of this size; in its words.
+    TooLarge(String),
+}
+
+impl From<Aborted> for Unsent {
+    fn from(Aborted: Aborted) -> Self {
+        Self::Aborted
+    }
 }
 
 /// Why an action is given up.
@@ -96,21 +114,42 @@ impl<P: Publish> Outbox<P> {
     }
 
     async fn send_result(&self, answer: &Answer, delivered: &Properties) -> Result<(), Aborted> {
+        let refused = match self.publish_result(answer, delivered).await {
+            Err(Unsent::TooLarge(why)) => why,
+            Ok(()) => return Ok(()),
+            Err(Unsent::Aborted) => return Err(Aborted),
+        };
+        warn!(action.id = %answer.id, "the result is published without its payload: {refused}");
+        match self.publish_result(&answer.without_payload(&refused), delivered).await {
+            Err(Unsent::TooLarge(why)) => {
+                error!(action.id = %answer.id, "the result is given up, the broker does not take it: {why}");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+            Err(Unsent::Aborted) => Err(Aborted),
+        }
+    }
+
+    /// Publishes a result until it is confirmed, and then a copy of it.
+    async fn publish_result(&self, answer: &Answer, delivered: &Properties) -> Result<(), Unsent> {
         let (properties, body) = (&answer.properties(delivered), &*answer.body);
         let (exchange, routing_key) = (self.topology.results.as_str(), &*answer.routing_key);
         self.publish_until_confirmed(Publication { exchange, routing_key, properties, body }).await?;
-        if let Some(reply_to) = &delivered.reply_to {
-            let copy = Publication { exchange: "", routing_key: reply_to, properties, body };
-            // Who asked for the copy may be gone by now; the result itself is safe.
-            if let Err(error) = self.publisher.publish(copy).await {
-                warn!(action.id = %answer.id, "no copy of the result went to reply_to: {error}");
-            }
+        let Some(reply_to) = &delivered.reply_to else { return Ok(()) };
+        if self.topology.owns(reply_to) {
+            warn!(action.id = %answer.id, reply_to, "no copy of the result is sent: its reply_to names a queue of the workers");
+            return Ok(());
+        }
+        let copy = Publication { exchange: "", routing_key: reply_to, properties, body };
+        // Who asked for the copy may be gone by now; the result itself is safe.
+        if let Err(error) = self.publisher.publish(copy).await {
+            warn!(action.id = %answer.id, reply_to, "no copy of the result reached its reply_to: {error}");
         }
         Ok(())
     }
 
     /// Publishes the next attempt to the delay queue that follows this one.
-    pub async fn retry<S>(&self, delivery: &Delivery<S>, seen_at: DateTime<Utc>) -> Result<(), Aborted> {
+    pub async fn retry<S>(&self, delivery: &Delivery<S>, seen_at: DateTime<Utc>) -> Result<(), Unsent> {
         let attempt = delivery.properties.attempt();
         let mut properties = delivery.properties.carried_on();
         let next = HeaderValue::Integer(i64::from(attempt) + 1);
@@ -119,7 +158,7 @@ impl<P: Publish> Outbox<P> {
     }
 
     /// Publishes the same attempt to the delay queue that follows the given attempt.
-    pub async fn deferral<S>(&self, delivery: &Delivery<S>, after: u32) -> Result<(), Aborted> {
+    pub async fn deferral<S>(&self, delivery: &Delivery<S>, after: u32) -> Result<(), Unsent> {
         let mut properties = delivery.properties.carried_on();
         let attempt = HeaderValue::Integer(properties.attempt().into());
         properties.headers.insert(HEADER_ATTEMPT.to_owned(), attempt);
@@ -134,7 +173,7 @@ impl<P: Publish> Outbox<P> {
         mut properties: Properties,
         after: u32,
         seen_at: DateTime<Utc>,
-    ) -> Result<(), Aborted> {
+    ) -> Result<(), Unsent> {
         let route = self.topology.retry_route(after);
         properties
             .headers
@@ -158,10 +197,10 @@ impl<P: Publish> Outbox<P> {
         delivery: &Delivery<S>,
         count: u32,
         count_max: u32,
-    ) -> Result<(), Aborted> {
+    ) -> Result<(), Unsent> {
         // A worker that has the decky may be busy: the second half of the hand-backs is given more time.
         let route = self.topology.retry_route(if count <= count_max / 2 { 1 } else { 2 });
-        let mut properties = delivery.properties.clone();
+        let mut properties = delivery.properties.carried_on();
         properties.headers.insert(HEADER_HANDED_BACK.to_owned(), HeaderValue::Integer(count.into()));
         let publication = Publication {
             exchange: &route.exchange,
@@ -178,14 +217,14 @@ impl<P: Publish> Outbox<P> {
         delivery: &Delivery<S>,
         grounds: Grounds<'_>,
         occasion: Occasion,
-    ) -> Result<(), Aborted> {
+    ) -> Result<(), Unsent> {
         let mut properties = delivery.properties.carried_on();
         let mut tell = |name: &str, value: HeaderValue| {
             properties.headers.insert(format!("x-deckswain-{name}"), value);
         };
         tell("reason", grounds.reason.into());
         tell("class", grounds.class.into());
-        tell("message", (&*cut(grounds.message, MESSAGE_CHARS_MAX)).into());
+        tell("message", within(&cut(grounds.message, MESSAGE_CHARS_MAX), MESSAGE_BYTES_MAX).into());
         tell("attempts", HeaderValue::Integer(occasion.attempt.into()));
         tell("worker", self.worker_id.as_str().into());
         tell("died-at", HeaderValue::Text(rfc3339(occasion.finished_at)));
@@ -201,8 +240,13 @@ impl<P: Publish> Outbox<P> {
     }
 
     /// Publishes again and again until the broker has confirmed it: the delivery stays unacked meanwhile.
-    async fn publish_until_confirmed(&self, publication: Publication<'_>) -> Result<(), Aborted> {
-        let Err(error) = self.publisher.publish(publication.clone()).await else { return Ok(()) };
+    /// A message that is too large for the broker is not tried again.
+    async fn publish_until_confirmed(&self, publication: Publication<'_>) -> Result<(), Unsent> {
+        let error = match self.publisher.publish(publication.clone()).await {
+            Ok(()) => return Ok(()),
+            Err(PublishError::TooLarge(why)) => return Err(Unsent::TooLarge(why)),
+            Err(error) => error,
+        };
         // Said once for all that wait, not once an attempt.
         if self.waiting.fetch_add(1, Ordering::Relaxed) == 0 {
             warn!(exchange = publication.exchange, "{error}; trying again until the broker takes it");
@@ -214,17 +258,19 @@ impl<P: Publish> Outbox<P> {
         published
     }
 
-    async fn publish_with_backoff(&self, publication: Publication<'_>) -> Result<(), Aborted> {
+    async fn publish_with_backoff(&self, publication: Publication<'_>) -> Result<(), Unsent> {
         let mut backoff = Backoff::default();
         let mut abort = self.abort.clone();
         loop {
             let pause = tokio::time::sleep(backoff.next_wait());
             tokio::select! {
                 () = pause => {}
-                Ok(_) = abort.wait_for(|abort| *abort) => return Err(Aborted),
+                Ok(_) = abort.wait_for(|abort| *abort) => return Err(Unsent::Aborted),
             }
-            if self.publisher.publish(publication.clone()).await.is_ok() {
-                return Ok(());
+            match self.publisher.publish(publication.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(PublishError::TooLarge(why)) => return Err(Unsent::TooLarge(why)),
+                Err(_) => {}
             }
         }
     }
@@ -240,6 +286,12 @@ impl<P: Publish> Drop for OnItsWay<'_, P> {
     fn drop(&mut self) {
         self.outbox.on_their_way().remove(&self.place);
     }
+}
+
+/// The beginning of a text, of at most so many bytes.
+fn within(text: &str, bytes_max: usize) -> &str {
+    let end = (0..=bytes_max.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    &text[..end.unwrap_or(0)]
 }
 
 fn rfc3339(time: DateTime<Utc>) -> String {

@@ -18,8 +18,8 @@ use tracing::{debug, warn};
 
 use super::settle::{AmqpSettle, Life, Source, delivery_from};
 use super::{
-    ANSWER_TIME_MAX, CHECK_TIME_MAX, Flaws, NOT_FOUND, RESOURCE_LOCKED, answer, away, bind_exchanges,
-    bring_about, declare, explain, no_answer, open_to_read, reply_code, said, take_over,
+    ANSWER_TIME_MAX, CHECK_TIME_MAX, Flaws, NOT_FOUND, OWN_HEADERS_BYTES_MAX, RESOURCE_LOCKED, answer, away,
+    bind_exchanges, bring_about, declare, explain, no_answer, open_to_read, reply_code, said, take_over,
 };
 use crate::broker::{BrokerError, Consume, Delivery, Layout, Queue, Topology};
 
@@ -75,13 +75,17 @@ pub struct Depth {
 impl AmqpConsumer {
     /// Connects and brings about what the topology names; nothing is consumed yet.
     pub async fn connect(url: &str, topology: &Topology) -> Result<Self, BrokerError> {
-        let (connection, flaws) = open_to_read(url, "deckswain consume").await?;
+        let (connection, flaws) = open_to_read(url, "deckswain consume", OWN_HEADERS_BYTES_MAX).await?;
         declare(&connection, topology).await?;
         bind_exchanges(&connection, topology).await?;
         take_over(&connection, topology, &flaws).await?;
         let asking = answer("open a channel", connection.create_channel()).await?;
         let presence = match topology.workers_queue() {
-            Some(queue) => Some(tokio::spawn(be_present(consume(&asking, &queue.name).await?))),
+            Some(queue) => {
+                let (consumer, flaws, channel) =
+                    (consume(&asking, &queue.name).await?, flaws.clone(), asking.id());
+                Some(tokio::spawn(be_present(consumer, move |tag| flaws.take(channel, tag))))
+            }
             None => None,
         };
         let landmark = match topology.layout {
@@ -302,12 +306,14 @@ async fn consume(channel: &Channel, queue: &str) -> Result<Consumer, BrokerError
 }
 
 /// Consumes from the queue that workers are counted by; it is to hold no message, so any is removed.
-async fn be_present(mut consumer: Consumer) {
+async fn be_present(mut consumer: Consumer, flaw_of: impl Fn(DeliveryTag) -> Option<String>) {
     let mut is_told = false;
     while let Some(Ok(message)) = consumer.next().await {
         if !std::mem::replace(&mut is_told, true) {
             warn!(queue = %consumer.queue(), "removing messages: nothing reads them from this queue");
         }
+        // Also forgotten where it cannot be read.
+        flaw_of(message.delivery_tag);
         let _ = message.ack(BasicAckOptions::default()).await;
     }
 }

@@ -46,20 +46,22 @@ impl Flaws {
 pub struct GuardedReactor {
     inner: Tokio,
     frame_bytes_max: u32,
+    kept_free: u32,
     flaws: Flaws,
 }
 
 impl GuardedReactor {
-    /// A reactor on the current runtime for a client that asks for frames of at most `frame_bytes_max`.
-    pub fn new(frame_bytes_max: u32, flaws: Flaws) -> Self {
-        Self { inner: Tokio::current(), frame_bytes_max, flaws }
+    /// A reactor on the current runtime for a client that asks for frames of at most `frame_bytes_max` and
+    /// wants `kept_free` bytes of them free of properties.
+    pub fn new(frame_bytes_max: u32, kept_free: u32, flaws: Flaws) -> Self {
+        Self { inner: Tokio::current(), frame_bytes_max, kept_free, flaws }
     }
 }
 
 impl Reactor for GuardedReactor {
     fn register(&self, socket: IOHandle) -> io::Result<Box<dyn AsyncIOHandle + Send>> {
         let inner = Box::into_pin(self.inner.register(socket)?);
-        let scanner = Scanner::new(self.frame_bytes_max, self.flaws.clone());
+        let scanner = Scanner::new(self.frame_bytes_max, self.kept_free, self.flaws.clone());
         let chunk = vec![0; CHUNK_BYTES].into();
         Ok(Box::new(Guard { inner, scanner, chunk, mended: Vec::new(), handed_out: 0 }))
     }

@@ -27,7 +27,7 @@ pub enum State {
 /// Looks at every exchange, then every queue, in the topology's order; with `make` declares what is
 /// missing first.
 pub async fn inspect(url: &str, topology: &Topology, make: bool) -> Result<Vec<State>, BrokerError> {
-    let (connection, flaws) = open_to_read(url, "deckswain topology").await?;
+    let (connection, flaws) = open_to_read(url, "deckswain topology", 0).await?;
     let mut states = look(&connection, topology).await?;
     // With something that differs nothing is declared: the rest would have to be mended with it.
     if make && !states.iter().any(|state| matches!(state, State::Differs(_))) {

@@ -15,8 +15,8 @@ use tracing::warn;
 use super::group::{Waiting, publish_in_groups};
 use super::returned::{Returned, note_returned};
 use super::{
-    ANSWER_TIME_MAX, NOT_FOUND, answer, convert, declare_outgoing, no_answer, not_there, open,
-    passive_exchange, reply_code, said, together,
+    ANSWER_TIME_MAX, FRAME_ERROR, NOT_FOUND, PRECONDITION_FAILED, answer, convert, declare_outgoing,
+    no_answer, not_there, open, passive_exchange, reply_code, said, together,
 };
 use crate::broker::{BrokerError, Publication, Publish, PublishError, Topology};
 
@@ -32,6 +32,9 @@ const GROUPED_BODY_BYTES_MAX: usize = 16 * 1024;
 const TOGETHER_MAX: usize = 256;
 /// How many bytes of bodies: a line of 1 Mbit/s carries them within [`ANSWER_TIME_MAX`].
 const TOGETHER_BYTES_MAX: usize = 1024 * 1024;
+
+/// Where RabbitMQ's direct reply-to has its answers sent.
+const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to.";
 
 /// Publishes on a connection of its own, which it opens anew when it was lost.
 ///
@@ -190,8 +193,9 @@ impl AmqpPublisher {
                 return vec![Err(error); publications.len()];
             }
         };
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let publish = async |publication: &Publication<'_>| {
+            let mandatory = !is_direct_reply(publication);
+            let options = BasicPublishOptions { mandatory, ..BasicPublishOptions::default() };
             let Publication { exchange, routing_key, properties, body } = publication;
             let properties = convert::properties_to(properties);
             channel.basic_publish(exchange, routing_key, options, body, properties).await?.await
@@ -219,6 +223,9 @@ impl AmqpPublisher {
         for answer in answers {
             outcomes.push(match answer {
                 None => Err(late(is_blocked)),
+                Some(Err(error)) if is_alone && is_for_its_size(&error) => {
+                    Err(PublishError::TooLarge(said(&error)))
+                }
                 Some(Err(error)) if is_alone && is_refusal(&error) => {
                     Err(PublishError::Refused(said(&error)))
                 }
@@ -234,7 +241,10 @@ impl AmqpPublisher {
         let is_doubtful = |outcome: &Result<(), PublishError>| {
             matches!(
                 outcome,
-                Err(PublishError::Returned(_) | PublishError::Refused(_) | PublishError::Failed(_))
+                Err(PublishError::Returned(_)
+                    | PublishError::Refused(_)
+                    | PublishError::TooLarge(_)
+                    | PublishError::Failed(_))
             )
         };
         if outcomes.iter().any(is_doubtful) {
@@ -297,6 +307,21 @@ fn is_refusal(error: &lapin::Error) -> bool {
         AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED) => false,
         AMQPErrorKind::Hard(_) => true,
     }
+}
+
+/// Whether the broker refused the one message that was on its way for its size, or for that of its properties.
+fn is_for_its_size(error: &lapin::Error) -> bool {
+    match reply_code(error) {
+        Some(PRECONDITION_FAILED) => said(error).contains("message size"),
+        Some(FRAME_ERROR) => true,
+        _ => false,
+    }
+}
+
+/// Whether a message goes to whoever waits for it with RabbitMQ's direct reply-to: the broker returns such
+/// a message where it is mandatory, though it arrives.
+fn is_direct_reply(publication: &Publication<'_>) -> bool {
+    publication.exchange.is_empty() && publication.routing_key.starts_with(DIRECT_REPLY_TO)
 }
 
 /// No confirm came in time.

@@ -29,7 +29,7 @@ impl ResultsTap {
     }
 
     async fn begin(url: &str, topology: &Topology, key: &str) -> Result<Self, BrokerError> {
-        let (connection, flaws) = open_to_read(url, "deckswain results").await?;
+        let (connection, flaws) = open_to_read(url, "deckswain results", 0).await?;
         let channel = answer("open a channel", connection.create_channel()).await?;
         let options =
             QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };

@@ -47,7 +47,7 @@ impl QueueWalk {
     /// Begins a walk; `Err` also where the queue is not as `queue` says, since looking into one that
     /// counts deliveries would in the end destroy what it holds.
     pub async fn begin(url: &str, queue: &Queue) -> Result<Self, BrokerError> {
-        let (connection, flaws) = open_to_read(url, "deckswain browse").await?;
+        let (connection, flaws) = open_to_read(url, "deckswain browse", 0).await?;
         let left = count(&connection, queue).await?;
         let (channels, consumer) = (Vec::new(), None);
         Ok(Self {

@@ -9,6 +9,7 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::{Answered, Pipeline};
+use crate::action::Glance;
 use crate::broker::{Delivery, Publish, Settle};
 use crate::driver::Aborted;
 use crate::result::{Disposition, FailureClass, Occasion};
@@ -16,7 +17,7 @@ use crate::subprocess::RunCommand;
 use crate::worker::Judged;
 use crate::worker::left::Left;
 use crate::worker::memory::{Ack, Answer, Seen, Successor};
-use crate::worker::outbox::Grounds;
+use crate::worker::outbox::{Grounds, Unsent};
 
 /// Where a delivery goes.
 pub enum Disposal {
@@ -118,11 +119,25 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
     }
 
     /// Sends what a delivery leaves behind and has it confirmed; only what this returns lets it be acked.
+    ///
+    /// A retry or a dead letter that the broker refuses for its size is left to the broker to dead-letter.
     pub(super) async fn send<S: Settle>(
         &self,
         outgoing: Outgoing,
         delivery: &Delivery<S>,
     ) -> Result<Left, Aborted> {
+        match self.try_send(outgoing, delivery).await {
+            Ok(left) => Ok(left),
+            Err(Unsent::Aborted) => Err(Aborted),
+            Err(Unsent::TooLarge(why)) => {
+                let id = Glance::at(&delivery.body).action_id;
+                warn!(action.id = id, "message rejected, the broker dead-letters it: {why}");
+                Ok(Left::BrokerDeadLetter)
+            }
+        }
+    }
+
+    async fn try_send<S: Settle>(&self, outgoing: Outgoing, delivery: &Delivery<S>) -> Result<Left, Unsent> {
         let delivered = &delivery.properties;
         match outgoing {
             Outgoing::Result(answer) => {
@@ -170,11 +185,21 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         }
     }
 
-    /// Acks a delivery; on a lost connection it cannot be, and the broker delivers it again.
+    /// Acks a delivery, or rejects one that the broker is to dead-letter itself; on a lost connection it cannot be
+    /// settled, and the broker delivers it again.
     pub(super) async fn settle<S: Settle>(&self, left: Left, seen: &Seen, delivery: Delivery<S>) {
         self.tally.left(left);
         let was_connected = delivery.settle.is_connected();
-        let acked = delivery.settle.ack().await;
+        let acked = match left {
+            Left::BrokerDeadLetter => delivery.settle.reject().await,
+            Left::Result
+            | Left::RepeatedResult
+            | Left::Retry
+            | Left::Deferral
+            | Left::HandBack
+            | Left::DeadLetter
+            | Left::Duplicate => delivery.settle.ack().await,
+        };
         self.tally.settled(acked.is_ok());
         let now = Instant::now();
         let ack = match &acked {

@@ -32,6 +32,8 @@ pub struct Scanner {
     rest: Vec<u8>,
     /// The frame size that the broker offered and the client library keeps to.
     frame_bytes_max: usize,
+    /// How much of a frame is to be free of a delivery's properties.
+    kept_free: usize,
     /// How much is still to come of a body's frame, which is passed on as it is.
     body_bytes_left: usize,
     /// Set where the peer does not speak AMQP: the client library tells so.
@@ -41,11 +43,13 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// Scans for a client that asks for frames of at most `frame_bytes_max`.
-    pub fn new(frame_bytes_max: u32, flaws: Flaws) -> Self {
+    /// Scans for a client that asks for frames of at most `frame_bytes_max` and wants `kept_free` bytes of
+    /// them free of properties.
+    pub fn new(frame_bytes_max: u32, kept_free: u32, flaws: Flaws) -> Self {
         Self {
             rest: Vec::new(),
             frame_bytes_max: frame_bytes_max as usize,
+            kept_free: kept_free as usize,
             body_bytes_left: 0,
             is_foreign: false,
             begun: HashMap::new(),
@@ -144,7 +148,12 @@ impl Scanner {
 
     fn mend_header(&mut self, channel: ChannelId, payload: &[u8]) -> Option<Vec<u8>> {
         let bytes_max = self.frame_bytes_max.saturating_sub(OVERHEAD_BYTES);
-        let (payload, new_flaws) = split(mend_header(payload, bytes_max));
+        let properties_bytes = payload.len();
+        let properties_bytes_max = bytes_max.saturating_sub(self.kept_free.min(bytes_max / 4));
+        let (payload, mut new_flaws) = split(mend_header(payload, bytes_max));
+        if properties_bytes > properties_bytes_max && new_flaws.is_empty() {
+            new_flaws.push(format!("the properties are too large ({properties_bytes} bytes)"));
+        }
         // A returned message has a header too, but is no delivery.
         if let Some(Begun { tag, mut flaws }) = self.begun.remove(&channel) {
             flaws.extend(new_flaws);
@@ -198,7 +207,7 @@ mod tests {
 
     /// Scans in pieces of so many bytes, bodies past the scanner where they can go there.
     fn scanned(bytes: &[u8], piece: usize, flaws: &Flaws) -> Vec<u8> {
-        let mut scanner = Scanner::new(16 * 1024, flaws.clone());
+        let mut scanner = Scanner::new(16 * 1024, 4 * 1024, flaws.clone());
         let (mut mended, mut left) = (Vec::new(), bytes);
         while !left.is_empty() {
             let body = scanner.body_bytes_left().min(piece).min(left.len());
@@ -265,6 +274,14 @@ mod tests {
             "routing key is not UTF-8; header \"in\" holds a name that is not UTF-8; the name of header \"n\\\\xff\" is not UTF-8; header \"deep\" nests too deep; message_id is not UTF-8; header \"wide\" is too large (20005 bytes)"
         );
         assert_eq!((flaws.take(1, 1), flaws.take(1, 2)), (None, None));
+    }
+
+    #[test]
+    fn properties_that_leave_too_little_room_for_further_headers_are_named_and_stay() {
+        let stream = delivery(1, b"k", &properties(&text_header(b"a", &[b'x'; 13_000]), b"id"), b"b");
+        let flaws = Flaws::default();
+        assert!(scanned(&stream, 1000, &flaws) == stream);
+        assert_eq!(flaws.take(1, 1).unwrap(), "the properties are too large (13029 bytes)");
     }
 
     #[test]
