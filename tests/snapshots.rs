@@ -21,7 +21,7 @@ const ENGINE: &str = r"#!/bin/sh
 case $1 in
 --version) echo 'Docker version 28.2.2, build e6534b4' ;;
 ps) printf 'web-01-ssh\tUp 3 minutes\ndb-01-ssh\tExited (0) 2 hours ago\n' ;;
-exec) printf '%s\n' base64 mkdir rmdir mv chmod wc touch chown sha256sum cut head rm 'uid 0' ;;
+exec) printf '%s\n' base64 mkdir rmdir mv chmod wc stat touch chown sha256sum readlink head rm 'uid 0' ;;
 esac
 ";
 
