@@ -149,7 +149,7 @@ mod tests {
     use serde_json::json;
 
     use super::{Attempt, Change};
-    use crate::action::{Action, CONTENT_BYTES_DEFAULT, DecodeOptions};
+    use crate::action::{Action, CONTENT_BYTES_DEFAULT, CONTENT_BYTES_LIMIT, DecodeOptions};
     use crate::result::FailureClass;
 
     /// The line that an edit adds to `previous_body`.
@@ -175,7 +175,7 @@ mod tests {
                 "dst_name": "web-01", "path": "/tmp/log", "persona": "alice", "content_class": "note",
                 "previous_body": "\u{1}".repeat(controls), "synthetic_file_uuid": "f",
             });
-            let options = DecodeOptions { message_id: None, content_bytes_max: CONTENT_BYTES_DEFAULT };
+            let options = DecodeOptions { message_id: None, content_bytes_max: CONTENT_BYTES_LIMIT };
             Action::decode(action.to_string().as_bytes(), options).unwrap()
         };
         let occasion = Attempt { now: DateTime::<Utc>::UNIX_EPOCH, is_repeat: false };
