@@ -70,16 +70,17 @@ fn a_valid_url_is_shown_with_stars_for_its_password() {
     assert_eq!(without_password("amqp://h/v"), "amqp://h/v");
 }
 
-/// The pieces of a password by which it could be known.
+/// The pieces of a password by which it could be known: no message has three such letters by itself.
 fn pieces(password: &str) -> Vec<String> {
     let characters: Vec<char> = password.chars().collect();
-    characters.windows(4).map(|piece| piece.iter().collect()).collect()
+    let is_telling = |piece: &&[char]| piece.iter().filter(|it| it.is_ascii_uppercase()).count() > 2;
+    characters.windows(4).filter(is_telling).map(|piece| piece.iter().collect()).collect()
 }
 
 proptest! {
     #[test]
     fn no_message_shows_a_piece_of_the_password_however_the_url_is_damaged(
-        password in "[A-Z0-9@:/?#%&=+ \\[\\]\\\\]{0,12}[A-Z]{4}[A-Z0-9@:/?#%&=+ \\[\\]\\\\]{0,12}",
+        password in "[JKVWXYZ0-9@:/?#%&=+ \\[\\]\\\\]{0,12}[JKVWXYZ]{4}[JKVWXYZ0-9@:/?#%&=+ \\[\\]\\\\]{0,12}",
         damage in 0..10,
         cut in 0_usize..60,
     ) {
@@ -98,7 +99,8 @@ proptest! {
             _ => {
                 // One character is missing.
                 let whole = format!("amqp://user:{encoded}@host:5672/%2f?heartbeat=5");
-                let at = cut % whole.len();
+                // Without the colon after `user` it is a valid URL of a user with a long name.
+                let at = Some(cut % whole.len()).filter(|at| *at != "amqp://user".len()).unwrap_or(0);
                 whole.chars().enumerate().filter(|(n, _)| *n != at).map(|(_, c)| c).collect()
             }
         };
