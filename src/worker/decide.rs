@@ -1,4 +1,4 @@
-//! What is done with a delivery, from what this process knows of it: the one place that tells a duplicate
+//! The decision about a delivery, from this process's knowledge of it: the one place that tells a duplicate
 //! from a new submission.
 //!
 //! The table stands in docs/protocol.md, section "Duplicates".
@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::memory::{Ack, Answer, Known, Successor};
 
-/// What is done with a delivery.
+/// The decision about a delivery.
 #[derive(Debug)]
 pub enum Decision {
     /// It is run.
@@ -18,14 +18,14 @@ pub enum Decision {
     Answer(Arc<Answer>),
     /// It is acked once its successor, published when it was delivered first, is confirmed.
     Drop {
-        /// What was published in its place.
+        /// The kind of the successor.
         by: Successor,
         /// Turns true when that is confirmed.
         confirmed: watch::Receiver<bool>,
     },
 }
 
-/// Decides what is done with a delivery.
+/// Decides whether a delivery is run, answered or dropped.
 ///
 /// A message that was replaced comes again only where its ack was lost, and then as a redelivery. An equal
 /// message that is not redelivered was submitted anew, and so may be one of which the ack is known to have

@@ -1,10 +1,10 @@
-//! What deliveries leave behind: no delivery is acked without it.
+//! The traces that deliveries leave: no delivery is acked without one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::info;
 
-/// What a delivery left behind, confirmed by the broker or said in the log.
+/// The trace of a delivery, confirmed by the broker or said in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
     /// The result of its run.
@@ -25,7 +25,7 @@ pub enum Left {
     Duplicate,
 }
 
-/// Counts what was left behind, and the settlements: acks, and rejects of what the broker dead-letters.
+/// Counts traces and settlements: acks, and rejects of messages that the broker dead-letters.
 #[derive(Debug, Default)]
 pub struct Tally {
     settled: AtomicU64,
@@ -41,7 +41,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts what a delivery left behind.
+    /// Counts the trace of a delivery.
     pub fn left(&self, left: Left) {
         let count = match left {
             Left::Result => &self.results,
@@ -64,7 +64,7 @@ impl Tally {
 }
 
 impl Tally {
-    /// Says the counts; what was left behind adds up to the settlements.
+    /// Logs the counts; the traces add up to the settlements.
     pub fn log(&self) {
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         info!(

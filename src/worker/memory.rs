@@ -1,4 +1,4 @@
-//! The deduplication cache: what this process has finished, so that a duplicate delivery is not run again.
+//! The deduplication cache: results and replaced messages, so that a duplicate delivery is not run again.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
@@ -109,7 +109,7 @@ pub enum Successor {
     DeadLetter,
 }
 
-/// What is known of the ack of a delivery that was replaced.
+/// The state of the ack of a delivery that was replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ack {
     /// The successor is being published, or the ack is being sent.
@@ -122,7 +122,7 @@ pub enum Ack {
     NotSent,
 }
 
-/// What this process knows of a delivery.
+/// This process's knowledge of a delivery.
 #[derive(Debug, Clone)]
 pub enum Known {
     /// Nothing that concerns it.
@@ -154,7 +154,7 @@ struct Inner {
     bytes: usize,
 }
 
-/// All that is known of one id at one count of replays.
+/// The knowledge of one id at one count of replays.
 #[derive(Debug)]
 struct Entry {
     renewed_at: Instant,
@@ -192,7 +192,7 @@ impl Memory {
         }
     }
 
-    /// Returns what concerns the delivery.
+    /// Returns the knowledge that concerns the delivery.
     pub fn recall(&self, seen: &Seen, now: Instant) -> Known {
         let inner = self.lock();
         let Some(body) = inner.body(seen.key.submission) else { return Known::Nothing };
@@ -334,7 +334,7 @@ impl Inner {
         entry.bodies.iter_mut().find(|body| body.digest == submission.body)
     }
 
-    /// Makes or changes what is known of a submission, and forgets what is too old or too much.
+    /// Makes or changes the knowledge of a submission, and forgets the oldest where it is too old or too much.
     fn change(&mut self, submission: Submission, now: Instant, change: impl FnOnce(&mut Body)) {
         let key = (submission.id, submission.replays);
         let order = &mut self.order;

@@ -77,8 +77,8 @@ impl Outgoing {
 pub(super) type Replacing = watch::Sender<bool>;
 
 impl<R: RunCommand, P: Publish> Pipeline<R, P> {
-    /// Decides what is to be sent. What a delivery comes to is remembered when this returns, before the lane
-    /// goes on: delivered again, it must not run again.
+    /// Decides on the messages to send. The end of a delivery is remembered when this returns, before the lane
+    /// goes on: a redelivery must not run again.
     pub(super) fn prepare<S>(&self, answered: Answered, seen: &Seen, delivery: &Delivery<S>) -> Outgoing {
         let now = Instant::now();
         let replacing = |by| self.memory.replacing(seen, by, now);
@@ -118,7 +118,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         }
     }
 
-    /// Sends what a delivery leaves behind and has it confirmed; only what this returns lets it be acked.
+    /// Publishes the messages of a delivery until they are confirmed; only the returned value lets it be acked.
     ///
     /// A retry or a dead letter that the broker refuses for its size is left to the broker to dead-letter.
     pub(super) async fn send<S: Settle>(
