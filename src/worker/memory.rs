@@ -302,6 +302,11 @@ impl Replaced {
 
     /// Whether its delivery may have been given back to the broker.
     fn may_come_again(&self, now: Instant) -> bool {
+        // Where the successor was given up, nothing stands in its place: it is run again.
+        let is_given_up = !*self.confirmed.borrow() && self.confirmed.has_changed().is_err();
+        if is_given_up {
+            return false;
+        }
         match self.ack {
             Ack::Pending | Ack::NotSent => true,
             Ack::Sent(_) => false,

@@ -72,7 +72,7 @@ fn a_result_belongs_to_one_body_at_one_count_of_replays_and_to_all_its_attempts(
 fn a_replaced_message_may_come_again_until_its_ack_is_sure_to_have_arrived() {
     let (memory, now) = (Memory::default(), Instant::now());
     for n in 0..4 {
-        let _confirming = memory.replacing(&seen(n, 0), Successor::Retry, now);
+        memory.replacing(&seen(n, 0), Successor::Retry, now).send_replace(true);
         assert!(matches!(memory.recall(&seen(n, 0), now), Known::Nothing), "not by the same connection");
         assert_eq!(ack_known(&memory, n, now), Some(Ack::Pending));
     }
@@ -95,15 +95,24 @@ fn a_replaced_message_may_come_again_until_its_ack_is_sure_to_have_arrived() {
 }
 
 #[test]
+fn a_message_whose_successor_was_given_up_is_run_again() {
+    let (memory, now) = (Memory::default(), Instant::now());
+    let confirming = memory.replacing(&seen(1, 0), Successor::DeadLetter, now);
+    assert_eq!(ack_known(&memory, 1, now), Some(Ack::Pending));
+    drop(confirming);
+    assert_eq!(ack_known(&memory, 1, now), None);
+}
+
+#[test]
 fn the_end_of_an_action_settles_what_is_in_doubt_of_its_earlier_attempts() {
     let (memory, now) = (Memory::default(), Instant::now());
-    let _confirming = memory.replacing(&seen(1, 0), Successor::Retry, now);
+    memory.replacing(&seen(1, 0), Successor::Retry, now).send_replace(true);
     memory.settled(&seen(1, 0), Ack::Sent(now), now);
     memory.connection_lost(now);
     assert_eq!(ack_known(&memory, 1, now), Some(Ack::InDoubt(now)));
     let mut last = seen(1, 1);
     last.key.attempt = 2;
-    let _confirming = memory.replacing(&last, Successor::DeadLetter, now);
+    memory.replacing(&last, Successor::DeadLetter, now).send_replace(true);
     assert_eq!(ack_known(&memory, 1, now), None, "an equal message may be a new submission");
 }
 
@@ -114,7 +123,7 @@ fn an_action_that_is_deferred_for_an_hour_takes_little() {
         let mut seen = seen(1, 0);
         seen.key.deferrals = n;
         let now = now + SECOND * u32::try_from(n).unwrap();
-        let _confirming = memory.replacing(&seen, Successor::Deferral, now);
+        memory.replacing(&seen, Successor::Deferral, now).send_replace(true);
         memory.settled(&seen, Ack::Sent(now), now);
     }
     let inner = memory.lock();
