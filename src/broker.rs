@@ -2,19 +2,21 @@
 
 mod amqp;
 mod properties;
+mod registry;
 mod topology;
 
 use std::future::Future;
 use std::sync::Arc;
 
 pub use amqp::{
-    AmqpConsumer, AmqpPublisher, AmqpSettle, BrokerAddress, Depth, Lacking, Permission, QueueWalk,
-    ResultsTap, State, inspect, lacking, together_count, without_password,
+    AmqpConsumer, AmqpPublisher, AmqpRegistry, AmqpSettle, BrokerAddress, ClaimRequest, Depth, Lacking,
+    Permission, QueueWalk, ResultsTap, State, Unparked, inspect, lacking, together_count, without_password,
 };
 pub use properties::{
     Death, HEADER_ATTEMPT, HEADER_DEFERRALS, HEADER_FIRST_SEEN, HEADER_HANDED_BACK, HEADER_REPLAYS,
     HEADER_TRACEPARENT, HeaderValue, Properties,
 };
+pub use registry::{Arrival, Claim, Fate, Marker, Passage, Registry};
 pub use topology::HEADER_DELAY;
 pub use topology::{
     Argument, Binding, Exchange, ExchangeType, Layout, Queue, RETRY_DELAYS, RetryRoute, Topology,
@@ -157,6 +159,11 @@ pub trait Settle: Send + Sync + 'static {
     fn is_connected(&self) -> bool;
     /// Whether the consumer holds as many deliveries as it may, so that others may wait with the broker.
     fn crowd(&self) -> Crowd;
+    /// Whether the delivery came out of its decky's parking queue: it comes before all that was put off or comes
+    /// by another way.
+    fn is_parked(&self) -> bool {
+        false
+    }
     /// Tells the broker that it may forget the message.
     fn ack(self) -> impl Future<Output = Result<(), BrokerError>> + Send;
     /// Has the broker itself dead-letter the message, unchanged.

@@ -8,7 +8,9 @@ mod intake;
 mod judge;
 mod lanes;
 mod left;
+mod local;
 mod memory;
+mod moves;
 mod order;
 mod outbox;
 mod pipeline;
@@ -18,5 +20,6 @@ mod trial;
 
 pub use intake::Residents;
 pub use judge::{Judged, judge};
+pub use local::Residence;
 pub use pipeline::{Pipeline, PipelineOptions};
 pub use service::{Service, ServiceOptions, Stop};

@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Channel};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use support::faults::Cell;
 use support::own_broker::OwnBroker;
 use support::tool::{on_suite, text, tool};
-use support::{OwnDecky, Peer, WorkerProcess, alpha, docker, file, fresh_directory, inside, with};
+use support::{OwnDecky, PATIENCE, Peer, WorkerProcess, alpha, docker, file, fresh_directory, inside, with};
 use uuid::Uuid;
 
 /// Publishes an action with the routing key that its decky calls for.
@@ -30,9 +31,9 @@ fn wait_for_share(worker: &mut WorkerProcess, share: usize) {
     worker.wait_for_line(&format!("consuming from {share} of "));
 }
 
-/// Likewise from the queues of so many deckies.
+/// Waits until the worker says that it consumes for so many deckies of its host.
 fn wait_for_deckies(worker: &mut WorkerProcess, deckies: usize) {
-    worker.wait_for_line(&format!("consuming from {deckies} decky queue"));
+    worker.wait_for_line(&format!(" for {deckies} deck"));
 }
 
 /// A decky that keeps a record of every plant, in the order in which the files appeared.
@@ -216,8 +217,8 @@ async fn a_local_worker_takes_what_is_for_the_deckies_of_its_engine_as_they_come
     docker(&["stop", "-t", "0", &decky.container()]);
     wait_for_deckies(&mut worker, 1);
     let late = publish(&peer.channel, &peer.prefix, &file(&guest, "/srv/late")).await;
-    assert!(peer.channel.wait_for_confirms().await.unwrap().is_empty(), "its queue keeps it");
-    assert_eq!(peer.count(&format!("decky.{guest}")).await, 1);
+    assert!(peer.channel.wait_for_confirms().await.unwrap().is_empty(), "its host's queue keeps it");
+    wait_for_parked(&peer, &guest).await;
     docker(&["start", &decky.container()]);
     let result = results.next_json().await;
     assert_eq!(
@@ -225,6 +226,102 @@ async fn a_local_worker_takes_what_is_for_the_deckies_of_its_engine_as_they_come
         (Some(late.as_str()), Some(true))
     );
     assert_eq!(worker.stop(), 0);
+}
+
+/// The numbers without those that ran before.
+fn first_runs(numbers: &[usize]) -> Vec<usize> {
+    let mut seen = HashSet::new();
+    numbers.iter().copied().filter(|number| seen.insert(*number)).collect()
+}
+
+/// Waits until an action of the decky is parked.
+async fn wait_for_parked(peer: &Peer, decky: &str) {
+    let began = Instant::now();
+    let queue = format!("parked.{decky}");
+    while !peer.exists(&queue).await || peer.count(&queue).await == 0 {
+        assert!(began.elapsed() < PATIENCE, "nothing is parked for {decky}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decky_that_moves_between_hosts_under_load_keeps_the_order_of_its_actions() {
+    let mut cell = Cell::new("scaling: a decky moves 20 times");
+    cell.queues = vec!["host.a".to_owned(), "host.b".to_owned(), "parked.web-01".to_owned()];
+    cell.deckies = 3;
+    let mut a = cell.worker_of("a", &["web-00", "web-01"], &[]);
+    let mut b = cell.worker_of("b", &["web-02"], &[]);
+    wait_for_deckies(&mut a, 2);
+    wait_for_deckies(&mut b, 1);
+    let mut published = 0;
+    for n in 0..20 {
+        cell.publish(30).await;
+        published += 30;
+        let is_at_a = n % 2 == 0;
+        // Now and then it is on neither host for a while.
+        cell.engine
+            .set_deckies(if is_at_a { "a" } else { "b" }, if is_at_a { &["web-00"] } else { &["web-02"] });
+        if n % 5 == 0 {
+            cell.publish(30).await;
+            published += 30;
+        }
+        let (to, deckies) = if is_at_a { ("b", ["web-02", "web-01"]) } else { ("a", ["web-00", "web-01"]) };
+        cell.engine.set_deckies(to, &deckies);
+        // Some moves follow at once, others when what was published has been done.
+        if n % 3 == 0 {
+            cell.engine.wait_for("end", published).await;
+        }
+    }
+    let verdict = cell.end(vec![a, b]).await;
+    assert!(verdict.dead.is_empty());
+    let numbers = verdict.begun.iter().map(|path| path.trim_start_matches("/m/").parse::<usize>().unwrap());
+    let numbers = first_runs(&numbers.filter(|number| number % 3 == 1).collect::<Vec<_>>());
+    assert_eq!(numbers.len(), published / 3);
+    assert!(numbers.is_sorted(), "{numbers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_worker_serves_hundreds_of_deckies() {
+    let mut cell = Cell::new("scaling: 300 deckies of one host");
+    cell.queues = vec!["host.a".to_owned()];
+    cell.deckies = 300;
+    let names: Vec<String> = (0..300).map(|n| format!("web-{n:02}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut worker = cell.worker_of("a", &names, &[]);
+    wait_for_deckies(&mut worker, 300);
+    cell.publish(600).await;
+    let verdict = cell.end(vec![worker]).await;
+    assert!(verdict.run_twice == 0 && verdict.results_twice == 0 && verdict.dead.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_dies_leaves_its_queue_to_others() {
+    let mut cell = Cell::new("scaling: a host dies");
+    cell.queues = vec!["host.a".to_owned(), "host.b".to_owned()];
+    let names: Vec<String> = (0..10).map(|n| format!("web-{n:02}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut a = cell.worker_of("a", &names, &[]);
+    let mut b = cell.worker_of("b", &["elsewhere"], &[]);
+    wait_for_deckies(&mut a, 10);
+    wait_for_deckies(&mut b, 1);
+    // A second worker of the host waits for the first one's end.
+    let mut standby = cell.worker_of("b", &["elsewhere"], &[]);
+    standby.wait_for_line("standing by");
+    cell.engine.set("slow", "0.02");
+    cell.publish(300).await;
+    cell.engine.wait_for("end", 50).await;
+    a.kill();
+    cell.engine.clear("slow");
+    cell.engine.set_deckies("a", &[]);
+    cell.engine.set_deckies("b", &names);
+    cell.publish(100).await;
+    let verdict = cell.end(vec![b, standby]).await;
+    assert!(verdict.dead.is_empty());
+    for decky in 0..10 {
+        // The actions that ran when the worker was killed run again.
+        let numbers = first_runs(&cell_order(&verdict.begun, decky));
+        assert!(numbers.len() == 40 && numbers.is_sorted(), "{numbers:?}");
+    }
 }
 
 fn listed(prefix: &str) -> Vec<Value> {

@@ -9,6 +9,7 @@ mod guard;
 mod inspect;
 mod permissions;
 mod publisher;
+mod registry;
 mod returned;
 mod settle;
 mod tap;
@@ -24,8 +25,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{BrokerError, Trouble};
 pub use address::{BrokerAddress, without_password};
-use consumer::claim_of;
 pub use consumer::{AmqpConsumer, Depth};
+use consumer::{claim_of, is_claimed};
 pub use convert::ForeignValue;
 use declare::{
     bind_exchanges, bring_about, declare, declare_exchange, declare_outgoing, declare_queue,
@@ -35,6 +36,7 @@ use guard::{Flaws, GuardedReactor};
 pub use inspect::{State, inspect};
 pub use permissions::{Lacking, Permission, lacking};
 pub use publisher::{AmqpPublisher, together_count};
+pub use registry::{AmqpRegistry, ClaimRequest, Unparked};
 pub use settle::AmqpSettle;
 use settle::{Source, delivery_from};
 pub use tap::ResultsTap;

@@ -1,8 +1,8 @@
 //! The exchanges and queues, in one table.
 
-use std::time::Duration;
+mod hosts;
 
-use crate::action::DeckyName;
+use std::time::Duration;
 
 /// How long a failed action waits before its next attempt, by tier, unless set otherwise.
 pub const RETRY_DELAYS: [Duration; 5] = [
@@ -17,9 +17,6 @@ pub const RETRY_DELAYS: [Duration; 5] = [
 /// message away after 20 deliveries unless the queue sets a limit of its own; RabbitMQ 3 knows no "none".
 const LOOKS_MAX: i64 = 2_000_000_000;
 
-/// How long an action may lie in the queue of a decky that no worker consumes from; then it is a dead letter.
-const UNCLAIMED_TIME_MAX: Duration = Duration::from_secs(10 * 60);
-
 /// Names the delay that an action is to wait for, where retries go through an exchange.
 ///
 /// A headers exchange does not look at names that begin with `x-`.
@@ -32,7 +29,7 @@ pub enum Layout {
     Shared,
     /// So many queues, each with one active consumer; all actions of a decky go through the same one.
     Partitioned(u16),
-    /// A queue for each decky, consumed by the worker on whose engine it runs.
+    /// A queue for each host, which takes the actions for the deckies that run on its engine.
     Local,
 }
 
@@ -145,6 +142,7 @@ pub struct Topology {
     /// How the actions are shared out.
     pub layout: Layout,
     prefix: String,
+    host: String,
     retry: String,
     retry_delays: Vec<Duration>,
     results_queue: bool,
@@ -160,6 +158,7 @@ impl Topology {
             dead: format!("{prefix}.dead"),
             layout,
             prefix: prefix.to_owned(),
+            host: String::new(),
             retry: format!("{prefix}.retry"),
             retry_delays: retry_delays.to_vec(),
             results_queue,
@@ -206,7 +205,7 @@ impl Topology {
                 exchanges.push(Exchange { bound_to, ..exchange(&self.partitions(), kind) });
             }
             Layout::Local => {
-                // What no decky's queue is bound for goes on to the dead letters.
+                // An action for a decky that no host queue is bound for goes on to the dead letters.
                 let arguments = vec![("alternate-exchange", text(&self.dead))];
                 exchanges.push(Exchange { bound_to, arguments, ..topic(&self.local()) });
             }
@@ -217,10 +216,6 @@ impl Topology {
 
     fn partitions(&self) -> String {
         format!("{}.partitions", self.prefix)
-    }
-
-    fn local(&self) -> String {
-        format!("{}.local", self.prefix)
     }
 
     /// Exchanges of other layouts, each with the option that makes it: beside them this one would
@@ -255,17 +250,6 @@ impl Topology {
         format!("{}.partition.{number}", self.prefix)
     }
 
-    /// The queue of one decky in the local layout.
-    #[must_use]
-    pub fn decky_queue(&self, decky: &DeckyName) -> Queue {
-        let mut arguments = self.action_arguments();
-        arguments.push(("x-single-active-consumer", Argument::Boolean(true)));
-        let ttl_ms = i64::try_from(UNCLAIMED_TIME_MAX.as_millis()).unwrap_or(i64::MAX);
-        arguments.push(("x-message-ttl", Argument::Integer(ttl_ms)));
-        let binding = Binding::new(&self.local(), &format!("decky.{decky}"));
-        Queue { name: format!("{}.decky.{decky}", self.prefix), binding: Some(binding), arguments }
-    }
-
     /// A queue that nothing is published to: its consumers are the workers that share out the partitions.
     #[must_use]
     pub fn workers_queue(&self) -> Option<Queue> {
@@ -277,7 +261,7 @@ impl Topology {
         })
     }
 
-    /// The queues that actions are consumed from; those of deckies come and go.
+    /// The queues that actions are consumed from.
     #[must_use]
     pub fn action_queues(&self) -> Vec<Queue> {
         let mut arguments = self.action_arguments();
@@ -296,7 +280,7 @@ impl Topology {
                 };
                 (0..count).map(queue).collect()
             }
-            Layout::Local => Vec::new(),
+            Layout::Local => vec![self.host_queue(&self.host)],
         }
     }
 
@@ -346,6 +330,7 @@ impl Topology {
         }
         queues.extend(self.action_queues());
         queues.extend(self.workers_queue());
+        queues.extend(self.registry_queue());
         for delay in &self.retry_delays {
             let mut arguments = dead_letter_to(&self.actions);
             let ttl_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);

@@ -200,7 +200,8 @@ fn check_settings(settings: &worker::Options, deckies: &[DeckyName], report: &mu
 
 async fn check_broker(settings: &worker::Options, report: &mut Report) {
     let url = &*settings.broker.url();
-    let topology = settings.topology();
+    // Where the host has no usable name the settings have been found wanting already.
+    let Ok(topology) = settings.topology() else { return };
     let states = match inspect(url, &topology, false).await {
         Ok(states) => states,
         Err(error) => return report.failed("broker", error.into()),

@@ -205,9 +205,34 @@ pub struct LayoutSettings {
     /// Take actions for just the deckies whose containers run on this worker's engine
     #[arg(long, env = "DECKSWAIN_LOCAL")]
     pub local: bool,
+    /// Name of this host with --local, which its queue is named for [default: the system's host name]
+    #[arg(long, value_name = "NAME", env = "DECKSWAIN_HOST", value_parser = host_name)]
+    pub host: Option<String>,
+}
+
+/// A host's name is part of a queue's name, which AMQP limits to 255 bytes.
+fn host_name(text: &str) -> Result<String, String> {
+    let is_one = (1..=100).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+    if is_one { Ok(text.to_owned()) } else { Err("expected 1 to 100 letters, digits or _.-".to_owned()) }
 }
 
 impl LayoutSettings {
+    /// The host's name; one that the system gives and that does not fit has to be given.
+    pub(super) fn host(&self) -> Result<String, Failed> {
+        if let Some(host) = &self.host {
+            return Ok(host.clone());
+        }
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        match host_name(name.trim()) {
+            Ok(name) => Ok(name),
+            Err(_) if !self.local => Ok(String::new()),
+            Err(why) => Err(Failed::usage("the system's host name cannot name a queue")
+                .why(why)
+                .hint("--host NAME, different on each host")),
+        }
+    }
+
     pub(super) fn layout(&self) -> Layout {
         match (self.partitions, self.local) {
             (Some(count), _) => Layout::Partitioned(count),

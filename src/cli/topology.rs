@@ -45,7 +45,8 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
         options.layout.layout(),
         !options.no_results_queue,
         &options.retries.retry_delays,
-    );
+    )
+    .on_host(&options.layout.host()?);
     let states = runtime()?.block_on(inspect(&options.broker.url(), &topology, options.declare))?;
     let mut rows = Vec::new();
     for exchange in topology.exchanges() {

@@ -13,7 +13,7 @@ use super::settings::{LayoutSettings, RetrySettings, duration, size};
 use super::{BrokerSettings, DriverSettings, EXIT_OK, Failed, log, runtime};
 use crate::broker::{AmqpPublisher, Topology};
 use crate::result::WorkerIdentity;
-use crate::worker::{Pipeline, PipelineOptions, Service, ServiceOptions, Stop};
+use crate::worker::{Pipeline, PipelineOptions, Residence, Service, ServiceOptions, Stop};
 
 const AFTER_HELP: &str = "\
 Consumes <prefix>.actions and declares what is missing on the broker; with --partitions
@@ -65,9 +65,10 @@ const WAITING_PER_LANE: u16 = 64;
 const UNACKED_TIME_MAX: Duration = Duration::from_secs(25 * 60);
 
 impl Options {
-    pub(super) fn topology(&self) -> Topology {
-        let layout = self.layout.layout();
-        Topology::new(&self.broker.prefix, layout, !self.no_results_queue, &self.retries.retry_delays)
+    pub(super) fn topology(&self) -> Result<Topology, Failed> {
+        let (layout, delays) = (self.layout.layout(), &self.retries.retry_delays);
+        let topology = Topology::new(&self.broker.prefix, layout, !self.no_results_queue, delays);
+        Ok(topology.on_host(&self.layout.host()?))
     }
 
     /// What the settings come to; `Err` where they contradict each other.
@@ -82,7 +83,7 @@ impl Options {
         let waiting_max = UNACKED_TIME_MAX.as_millis() / self.driver.timeout.as_millis().max(1);
         Ok(ServiceOptions {
             broker_url: self.broker.url(),
-            topology: self.topology(),
+            topology: self.topology()?,
             concurrency,
             prefetch,
             waiting_max: usize::try_from(waiting_max).unwrap_or(usize::MAX),
@@ -157,7 +158,7 @@ impl Bodies {
 }
 
 pub fn run(options: &Options) -> Result<u8, Failed> {
-    let topology = options.topology();
+    let topology = options.topology()?;
     let service = options.service()?;
     options.driver.require_client()?;
     log::write_in_background();
@@ -165,6 +166,7 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
     let worker_id = options.worker_id.clone();
     let worker = WorkerIdentity::new(worker_id.unwrap_or_else(|| Uuid::new_v4().simple().to_string()));
     let content_bytes_max = options.driver.content_max;
+    let residence = options.layout.local.then(|| Arc::new(Residence::new(&options.broker.url(), &topology)));
     let pipeline_options = PipelineOptions {
         topology,
         attempts_max: options.max_attempts,
@@ -172,6 +174,7 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
         content_bytes_max,
         // One decky that hangs is not to hold more than its share.
         ahead_max: usize::from(service.prefetch / service.concurrency).max(2),
+        residence: residence.clone(),
     };
     let driver = options.driver.driver(Some(&options.broker))?;
     let policy = options.driver.policy()?;
@@ -201,10 +204,14 @@ pub fn run(options: &Options) -> Result<u8, Failed> {
         });
         // As a task of its own it runs on the threads that its deliveries are worked on by: a change of
         // threads costs more than most of what is done for a delivery.
-        let serving = tokio::spawn(Service::new(service, pipeline, abort, stop, residents).serve());
+        let service = Service::new(service, pipeline, abort, stop, residents, residence.clone());
+        let serving = tokio::spawn(service.serve());
         let served = serving.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
         signals.abort();
         publisher.close().await;
+        if let Some(residence) = residence {
+            residence.close().await;
+        }
         match served {
             Ok(()) => Ok(EXIT_OK),
             Err(error) => Err(error.into()),

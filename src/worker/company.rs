@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use tokio::time::{Instant, sleep};
 
 use super::memory::{Key, Seen};
+use super::moves::Errand;
 use super::pipeline::{Answered, Decoded, Pipeline};
 use super::{Judged, lanes};
 use crate::action::{Action, Glance};
@@ -30,6 +31,8 @@ pub struct Waiting<S> {
     pub decky: String,
     /// Whether it may be worth its while to share an exec.
     pub may_share: bool,
+    /// Whether it is run, or sent on.
+    pub errand: Errand,
     /// The delivery.
     pub delivery: Delivery<S>,
 }
@@ -41,12 +44,20 @@ impl<S> Waiting<S> {
         let glance = if is_within { Glance::at(&delivery.body) } else { Glance::default() };
         let may_share = matches!(glance.kind.as_str(), "file" | "edit" | "remove")
             && delivery.body.len() <= SHARED_BODY_BYTES_MAX;
-        Self { decky: glance.executing_decky, may_share, delivery }
+        Self { decky: glance.executing_decky, may_share, errand: Errand::Run, delivery }
+    }
+
+    /// Has it sent on when its turn comes.
+    pub fn send_on(&mut self, errand: Errand) {
+        (self.errand, self.may_share) = (errand, false);
     }
 }
 
 /// The turn of a lane.
 pub type Turn<S> = lanes::Turn<Waiting<S>>;
+
+/// An attempt that failed, with its span of time.
+pub type Failed<S> = (Judged, Seen, Delivery<S>, (DateTime<Utc>, DateTime<Utc>));
 
 /// What shares the exec of a turn.
 pub struct Company<'a, R, P, S> {
@@ -56,6 +67,8 @@ pub struct Company<'a, R, P, S> {
     pub first: Option<Ticket<S>>,
     /// What was taken from the lane and has to run alone.
     pub aside: Option<(Decoded, Delivery<S>)>,
+    /// Attempts that failed, and perhaps as their container has gone.
+    pub failed: Vec<Failed<S>>,
     /// What was given to the batch and not begun.
     pub not_begun: Vec<Delivery<S>>,
     /// The messages that were given to the batch and have no outcome yet.
@@ -86,7 +99,8 @@ impl<R: RunCommand, P: Publish, S: Settle + Sync> Batch for &mut Company<'_, R, 
         if let Some(first) = self.first.take() {
             return Some(self.begin(first));
         }
-        if self.aside.is_some() {
+        // What failed is looked into before anything else of the decky is begun.
+        if self.aside.is_some() || !self.failed.is_empty() {
             return None;
         }
         let delivery = self.turn.next_if(|waiting| waiting.may_share)?.delivery;
@@ -136,7 +150,7 @@ impl<R: RunCommand, P: Publish, S: Settle + Sync> Batch for &mut Company<'_, R, 
     }
 
     fn may_begin(&self, (action, _, delivery): &Self::Ticket) -> bool {
-        delivery.settle.is_current() && self.pipeline.is_next(action)
+        self.failed.is_empty() && delivery.settle.is_current() && self.pipeline.is_next(action)
     }
 
     fn done(
@@ -147,6 +161,10 @@ impl<R: RunCommand, P: Publish, S: Settle + Sync> Batch for &mut Company<'_, R, 
     ) {
         self.begun.remove(&seen.key);
         let judged = Judged::Done(action, outcome);
+        if self.pipeline.asks_for_gone(&judged) {
+            self.failed.push((judged, seen, delivery, span));
+            return;
+        }
         self.pipeline.note(&judged, delivery.properties.attempt());
         self.pipeline.finish(Answered::Now(judged, span), seen, delivery, self.turn.alive());
     }

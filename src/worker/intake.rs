@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tracing::{info, warn};
 
+use super::company::Waiting;
+use super::local::{Answer, Local, Residence, Start};
 use super::share::{Partition, Step, steps};
 use super::trial::{Admitted, Trial};
 use crate::action::DeckyName;
@@ -19,8 +22,9 @@ const SHARE_INTERVAL: Duration = Duration::from_secs(1);
 const QUIET_TIME: Duration = Duration::from_millis(300);
 /// What has run for so long brings no worker down, or none that could be kept up.
 const TRIAL_TIME_MAX: Duration = Duration::from_secs(2);
-/// At most so many deliveries are held of one decky's own queue: a batch's worth.
-const DECKY_PREFETCH_MAX: u16 = 64;
+/// How many deliveries of a parking queue, or of the queue of a dead host, are held at most. It is the same for all
+/// workers that hold equally many in all: what one gives back in part goes behind what the next one has not taken.
+const SIDE_PREFETCH_MAX: u16 = 8;
 
 /// The deckies that run on this worker's engine; `None` until the engine has told.
 pub type Residents = watch::Receiver<Option<BTreeSet<DeckyName>>>;
@@ -33,6 +37,8 @@ pub enum Cue {
     Share,
     /// Deckies came or went, or their queues may be free by now.
     Residents,
+    /// The registry of deckies answered.
+    Registry(Answer),
     /// The queue that was opened last gives nothing, or what it gave runs on.
     Quiet,
 }
@@ -43,6 +49,7 @@ pub struct Intake {
     /// How many deliveries may be held in all.
     prefetch: u16,
     residents: Option<Residents>,
+    local: Option<Local>,
     /// How many deliveries of the shared queue are held at most for now: what was delivered before may be
     /// what ended this process's predecessor, so at first they are taken one at a time, then ever more.
     window: u16,
@@ -54,29 +61,37 @@ pub struct Intake {
     shares: Interval,
     /// How much of each open queue is held at most.
     allotted: HashMap<String, u16>,
-    /// The queues of deckies that have been declared.
-    known: HashSet<String>,
+    /// Queues that another worker had when they were to be opened.
+    later: Vec<Queue>,
     said: String,
 }
 
 impl Intake {
-    pub fn new(topology: Topology, prefetch: u16, residents: Option<Residents>) -> Self {
+    /// An intake; `residents` and `residence` are needed where each host has its queue.
+    pub fn new(
+        topology: Topology,
+        prefetch: u16,
+        residents: Option<Residents>,
+        residence: Option<Arc<Residence>>,
+    ) -> Self {
         let mut shares = interval(SHARE_INTERVAL);
         shares.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (pending, allotted) = (VecDeque::new(), HashMap::new());
         let (window, trial, quiet_at) = (1, None, None);
-        let (known, said) = (HashSet::new(), String::new());
+        let said = String::new();
+        let local = residence.map(|residence| Local::new(&topology, residence));
         Self {
             topology,
             prefetch,
             residents,
+            local,
             window,
             pending,
             trial,
             quiet_at,
             shares,
             allotted,
-            known,
+            later: Vec::new(),
             said,
         }
     }
@@ -85,9 +100,12 @@ impl Intake {
     pub async fn begin(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
         self.pending.clear();
         self.allotted.clear();
-        self.known.clear();
         self.said.clear();
+        self.later.clear();
         (self.quiet_at, self.trial) = (None, None);
+        if let Some(local) = &mut self.local {
+            local.begin();
+        }
         match self.topology.layout {
             Layout::Shared => {
                 self.pending.extend(self.topology.action_queues());
@@ -101,6 +119,9 @@ impl Intake {
     /// Drops the deliveries that are held back until the one before them has shown that it does no harm.
     pub fn drop_held(&mut self) {
         (self.quiet_at, self.trial) = (None, None);
+        if let Some(local) = &mut self.local {
+            local.drop_held();
+        }
     }
 
     /// Waits until the queues have to be looked at; nothing is lost where this is cancelled.
@@ -118,10 +139,17 @@ impl Intake {
                 std::future::pending::<()>().await;
             }
         };
+        let news = async {
+            match &mut self.local {
+                Some(local) => local.news().await,
+                None => std::future::pending().await,
+            }
+        };
         let quiet_at = self.quiet_at.unwrap_or_else(Instant::now);
         tokio::select! {
             _ = self.shares.tick(), if self.topology.layout != Layout::Shared => again,
             () = residents => Cue::Residents,
+            news = news => news.map_or(Cue::Residents, Cue::Registry),
             () = sleep_until(quiet_at), if self.quiet_at.is_some() => Cue::Quiet,
         }
     }
@@ -136,6 +164,13 @@ impl Intake {
         match cue {
             Cue::Share => self.share_out(consumer).await?,
             Cue::Residents => self.follow_residents(consumer).await?,
+            Cue::Registry(answer) => {
+                if let Some(local) = &mut self.local {
+                    local.answered(answer);
+                    local.note_emptied(consumer);
+                }
+                self.obey(consumer);
+            }
             Cue::Quiet => {
                 self.quiet_at = None;
                 held = self.trial.take().map(Trial::into_held).unwrap_or_default();
@@ -151,11 +186,13 @@ impl Intake {
         self.follow(cue, consumer).await.map(|_| ())
     }
 
-    /// Whether fewer are taken at once than may be, for what was delivered before may bring workers down.
+    /// Whether it matters when deliveries are settled: fewer are taken at once than may be, as those that were
+    /// delivered before may bring workers down; or a parking queue is being emptied.
     pub fn is_careful(&self) -> bool {
         match self.topology.layout {
             Layout::Shared => self.window < self.prefetch,
-            Layout::Partitioned(_) | Layout::Local => self.trial.is_some(),
+            Layout::Partitioned(_) => self.trial.is_some(),
+            Layout::Local => self.trial.is_some() || self.local.as_ref().is_some_and(Local::is_emptying),
         }
     }
 
@@ -166,6 +203,14 @@ impl Intake {
         delivery: Incoming,
         consumer: &mut AmqpConsumer,
     ) -> Result<Option<Admitted<AmqpSettle>>, BrokerError> {
+        // No worker has been given what lies in a parking queue for the first time.
+        if self.topology.parked_decky(queue).is_some()
+            && !delivery.redelivered
+            && self.trial.as_ref().is_some_and(|trial| trial.queue == queue && trial.is_untried())
+        {
+            (self.quiet_at, self.trial) = (None, None);
+            self.open_pending(consumer).await?;
+        }
         if let Some(trial) = self.trial.as_mut().filter(|trial| trial.queue == queue) {
             let admitted = trial.take(delivery);
             if admitted.is_some() {
@@ -187,6 +232,9 @@ impl Intake {
         if self.topology.layout == Layout::Shared {
             self.open_to(self.window.saturating_mul(2), consumer).await?;
             return Ok(VecDeque::new());
+        }
+        if let Some(local) = &mut self.local {
+            local.note_emptied(consumer);
         }
         let Some(trial) = &mut self.trial else { return Ok(VecDeque::new()) };
         let next = trial.advance(consumer.unsettled(&trial.queue));
@@ -218,6 +266,12 @@ impl Intake {
             && let Some(queue) = self.pending.pop_front()
         {
             let prefetch = self.allot(&queue.name);
+            if prefetch == 0 && self.local.is_some() {
+                // It is opened when another one is given up.
+                self.allotted.remove(&queue.name);
+                self.pending.push_front(queue);
+                break;
+            }
             if prefetch == 0 {
                 warn!(
                     "nothing is taken from {}: --memory allows no more than {} deliveries at once",
@@ -232,6 +286,9 @@ impl Intake {
             let depths = consumer.survey(std::slice::from_ref(&queue)).await?;
             if !consumer.open(&queue.name, prefetch).await? {
                 self.allotted.remove(&queue.name);
+                if self.local.as_mut().is_some_and(|local| local.not_opened(&queue.name)) {
+                    self.later.push(queue);
+                }
             } else if depths.iter().any(|depth| depth.messages > 0) {
                 self.trial = Some(Trial::new(queue.name));
                 self.quiet_at = Some(Instant::now() + QUIET_TIME);
@@ -248,17 +305,28 @@ impl Intake {
         let wanted = match self.topology.layout {
             Layout::Shared => self.prefetch,
             Layout::Partitioned(count) => self.prefetch / count.max(1),
-            Layout::Local => {
-                // Half is kept for deckies that come later.
-                let deckies =
-                    self.residents.as_ref().and_then(|known| known.borrow().as_ref().map(BTreeSet::len));
-                let deckies = u16::try_from(deckies.unwrap_or(0).max(1)).unwrap_or(u16::MAX);
-                (self.prefetch / 2 / deckies).min(DECKY_PREFETCH_MAX)
+            Layout::Local if queue == self.topology.host_queue_name(self.topology.host()) => {
+                self.prefetch - self.prefetch / 4
             }
+            Layout::Local => return self.allot_side(queue, left),
         };
         let allotted = wanted.max(1).min(left);
         self.allotted.insert(queue.to_owned(), allotted);
         allotted
+    }
+
+    /// The same for a parking queue or the queue of a dead host; 0 where it has to wait until another is given up.
+    fn allot_side(&mut self, queue: &str, left: u16) -> u16 {
+        let side = (self.prefetch / 16).clamp(1, SIDE_PREFETCH_MAX);
+        // One place is kept for the queue of a dead host, without which no decky of it arrives.
+        let kept = if self.topology.parked_decky(queue).is_some() { side } else { 0 };
+        let is_alone = self.allotted.len() < 2;
+        // With the least --memory one or two deliveries more are held than fit at worst.
+        let is_free = left >= side + kept || is_alone || kept == 0;
+        if is_free {
+            self.allotted.insert(queue.to_owned(), side);
+        }
+        if is_free { side } else { 0 }
     }
 
     fn give_up(&mut self, queue: &str, consumer: &mut AmqpConsumer) {
@@ -296,27 +364,58 @@ impl Intake {
     }
 
     async fn follow_residents(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
-        let Some(residents) = &mut self.residents else { return Ok(()) };
+        let (Some(residents), Some(local)) = (&mut self.residents, &mut self.local) else { return Ok(()) };
         let Some(deckies) = residents.borrow_and_update().clone() else { return Ok(()) };
-        let queues: HashMap<String, Queue> = deckies
-            .iter()
-            .map(|decky| self.topology.decky_queue(decky))
-            .map(|queue| (queue.name.clone(), queue))
-            .collect();
-        let open: Vec<String> = consumer.queues().map(ToOwned::to_owned).collect();
-        for gone in open.iter().filter(|queue| !queues.contains_key(*queue)) {
-            self.give_up(gone, consumer);
-        }
-        self.pending.retain(|queue| queues.contains_key(&queue.name));
-        for (name, queue) in queues {
-            if !open.contains(&name) && !self.pending.iter().any(|pending| pending.name == name) {
-                if self.known.insert(name) {
-                    consumer.bring_about(&queue).await?;
-                }
-                self.pending.push_back(queue);
-            }
-        }
+        local.look(&deckies, consumer).await?;
+        self.pending.extend(self.later.drain(..));
+        self.obey(consumer);
         Ok(())
+    }
+
+    /// Opens and gives up the queues that the deckies of this host call for.
+    fn obey(&mut self, consumer: &mut AmqpConsumer) {
+        let Some(local) = &mut self.local else { return };
+        let orders = std::mem::take(&mut local.orders);
+        for name in orders.close {
+            self.pending.retain(|queue| queue.name != name);
+            self.later.retain(|queue| queue.name != name);
+            self.give_up(&name, consumer);
+        }
+        for name in orders.open {
+            let is_host = self.topology.host_of(&name).is_some();
+            let queue = Queue { name, binding: None, arguments: Vec::new() };
+            // Deckies arrive only once the queues of hosts have been read.
+            if is_host { self.pending.push_front(queue) } else { self.pending.push_back(queue) }
+        }
+    }
+
+    /// Takes a delivery to where it belongs; [`Intake::starts`] gives what may be begun.
+    pub fn take(
+        &mut self,
+        delivery: Incoming,
+        body_bytes_max: usize,
+        consumer: &mut AmqpConsumer,
+    ) -> Option<Start> {
+        let waiting = Waiting::new(delivery, body_bytes_max);
+        let Some(local) = &mut self.local else {
+            return Some(Start { lane: waiting.decky.clone(), waiting });
+        };
+        local.take(waiting);
+        self.obey(consumer);
+        None
+    }
+
+    /// The deliveries that may be put into lanes, in the order in which they came.
+    pub fn starts(&mut self) -> Vec<Start> {
+        self.local.as_mut().map(|local| std::mem::take(&mut local.starts)).unwrap_or_default()
+    }
+
+    /// The deliveries that wait for a decky's arrival and fill the prefetch.
+    pub fn take_held(
+        &mut self,
+        is_in_the_way: impl Fn(&Waiting<AmqpSettle>) -> bool,
+    ) -> Vec<Waiting<AmqpSettle>> {
+        self.local.as_mut().map(|local| local.take_held(is_in_the_way)).unwrap_or_default()
     }
 
     /// Tells what is consumed, when that has changed.
@@ -333,7 +432,13 @@ impl Intake {
                 format!("{} of {count} partitions: {}", numbers.len(), numbers.join(" "))
             }
             Layout::Local => {
-                format!("{} decky queue{}", queues.len(), if queues.len() == 1 { "" } else { "s" })
+                let own = self.topology.host_queue_name(self.topology.host());
+                let deckies = self.local.as_ref().map_or(0, Local::deckies);
+                // Before the own queue is open nothing is ready.
+                if !queues.contains(&own.as_str()) {
+                    return;
+                }
+                format!("{own} for {deckies} deck{}", if deckies == 1 { "y" } else { "ies" })
             }
         };
         if says != self.said {

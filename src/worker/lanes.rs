@@ -146,12 +146,13 @@ impl<W: Work> Lanes<W> {
         self.running.spawn(Box::pin(run_lane(lane, work, waiting, slots, concurrency, self.alive.clone())));
     }
 
-    /// Takes what waits in lanes where nothing has moved for `time`, in its order; of each lane all, or
-    /// what is too much where nothing is held up by it.
+    /// Takes what waits in lanes where nothing has moved for `time`, in its order; of each lane all that
+    /// `may_wait`, or as many as are too much where nothing is held up by them.
     pub fn take_stuck(
         &self,
         time: Duration,
         is_holding_up: impl Fn(&W::Item) -> bool,
+        may_wait: impl Fn(&W::Item) -> bool,
         waiting_max: usize,
     ) -> Vec<W::Item> {
         let mut taken = Vec::new();
@@ -159,7 +160,8 @@ impl<W: Work> Lanes<W> {
             let is_stuck = lane.is_running && lane.moved_at.elapsed() >= time;
             let Some(first) = lane.queue.front().filter(|_| is_stuck) else { continue };
             let kept = if is_holding_up(first) { 0 } else { waiting_max };
-            taken.extend(lane.queue.drain(kept.min(lane.queue.len())..));
+            let end = lane.queue.iter().take_while(|item| may_wait(item)).count();
+            taken.extend(lane.queue.drain(kept.min(end)..end));
         }
         taken
     }

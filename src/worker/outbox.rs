@@ -211,6 +211,12 @@ impl<P: Publish> Outbox<P> {
         self.publish_until_confirmed(publication).await
     }
 
+    /// Publishes an action as it is to a queue, once.
+    pub async fn hand_on<S>(&self, delivery: &Delivery<S>, queue: &str) -> Result<(), PublishError> {
+        let (properties, body) = (&delivery.properties, delivery.body.as_slice());
+        self.publisher.publish(Publication { exchange: "", routing_key: queue, properties, body }).await
+    }
+
     /// Publishes an action that is given up, byte for byte, with what there is to say of it.
     pub async fn dead_letter<S>(
         &self,
@@ -304,7 +310,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::broker::{Layout, PublishError, RETRY_DELAYS};
+    use crate::broker::{Layout, RETRY_DELAYS};
 
     /// Counts what is published, each when it is let through.
     #[derive(Clone)]

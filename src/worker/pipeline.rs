@@ -1,5 +1,6 @@
 //! From a delivery to a run, or to an answer without one.
 
+mod away;
 mod engine;
 mod settling;
 mod unreadable;
@@ -27,13 +28,14 @@ use crate::worker::decide::{Decision, decide};
 use crate::worker::engine::EngineWatch;
 use crate::worker::lanes::Alive;
 use crate::worker::left::Tally;
+use crate::worker::local::Residence;
 use crate::worker::memory::{Answer, Memory, Seen, Successor};
 use crate::worker::order::Order;
 use crate::worker::outbox::Outbox;
 use crate::worker::{Judged, judge};
 
 /// What the pipeline is told beside its parts.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct PipelineOptions {
     /// The names on the broker.
     pub topology: Topology,
@@ -45,6 +47,8 @@ pub struct PipelineOptions {
     pub content_bytes_max: usize,
     /// How many actions of one decky may be on their way into it at once.
     pub ahead_max: usize,
+    /// The deckies of this host, where each host has its queue.
+    pub residence: Option<Arc<Residence>>,
 }
 
 /// A delivery's message, checked and identified.
@@ -61,6 +65,7 @@ pub struct Pipeline<R, P> {
     policy: Policy,
     outbox: Outbox<P>,
     options: PipelineOptions,
+    residence: Option<Arc<Residence>>,
     memory: Memory,
     tally: Tally,
     settled: Notify,
@@ -86,6 +91,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             driver,
             policy,
             outbox,
+            residence: options.residence.clone(),
             options,
             memory: Memory::default(),
             tally: Tally::default(),
@@ -194,6 +200,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             crowd: first.2.settle.crowd(),
             first: Some(first),
             aside: None,
+            failed: Vec::new(),
             not_begun: Vec::new(),
             begun: HashSet::new(),
             idle_since: None,
@@ -201,7 +208,15 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         };
         // On immediate shutdown, actions without an outcome are requeued.
         let _ = self.driver.perform_batch(&mut company).await;
-        let Company { aside, not_begun, .. } = company;
+        let Company { aside, failed, not_begun, .. } = company;
+        for (judged, seen, delivery, span) in failed {
+            if self.found_gone(&judged).await {
+                self.leave_behind(delivery, turn.alive()).await;
+            } else {
+                self.note(&judged, delivery.properties.attempt());
+                self.finish(Answered::Now(judged, span), seen, delivery, turn.alive());
+            }
+        }
         for delivery in not_begun {
             self.take_alone(self.decode(&delivery), delivery, turn.alive()).await;
         }
@@ -219,6 +234,9 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         let answer = match self.decide(&seen) {
             Decision::Answer(answer) => Answered::Before(answer),
             Decision::Drop { by, confirmed } => Answered::Replaced(by, confirmed),
+            Decision::Run if action.as_ref().is_ok_and(|action| self.is_left_behind(action, &delivery)) => {
+                return self.leave_behind(delivery, alive).await;
+            }
             Decision::Run => match self.hindrance(&action, &delivery) {
                 Some(delay) => delay,
                 None => {
@@ -228,6 +246,10 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
                         Ok(judged) => judged,
                         Err(Aborted) => return,
                     };
+                    // A container that has gone says nothing of the decky.
+                    if self.found_gone(&judged).await {
+                        return self.leave_behind(delivery, alive).await;
+                    }
                     self.note(&judged, delivery.properties.attempt());
                     Answered::Now(judged, (began, Utc::now()))
                 }
@@ -283,6 +305,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             && delivery.settle.is_current()
             && !self.engine.is_open()
             && self.hand_back(action, delivery).is_none()
+            && !self.is_left_behind(action, delivery)
             && self.policy.refusal(action).is_none()
             && action.expires_at.is_none_or(|expires_at| expires_at > Utc::now())
             && matches!(self.decide(seen), Decision::Run)
@@ -301,8 +324,10 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
     }
 
     /// Whether what was put off of its decky lets it through; what is tried again waits for its path alone.
-    fn is_in_turn<S>(&self, action: &Action, delivery: &Delivery<S>, now: Instant) -> bool {
-        delivery.properties.attempt() > 1 || self.order.is_next_of_decky(action, now)
+    fn is_in_turn<S: Settle>(&self, action: &Action, delivery: &Delivery<S>, now: Instant) -> bool {
+        delivery.settle.is_parked()
+            || delivery.properties.attempt() > 1
+            || self.order.is_next_of_decky(action, now)
     }
 
     /// Takes what a delivery came to where it belongs, and settles it, beside what is done next in its lane.
@@ -328,7 +353,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
     }
 
     /// Why the action cannot be tried now, if it cannot; it then comes again.
-    fn hindrance<S>(
+    fn hindrance<S: Settle>(
         &self,
         action: &Result<Arc<Action>, Box<Invalid>>,
         delivery: &Delivery<S>,

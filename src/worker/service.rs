@@ -18,6 +18,8 @@ use crate::worker::Pipeline;
 use crate::worker::company::{Turn, Waiting};
 use crate::worker::intake::{Intake, Residents};
 use crate::worker::lanes::{Lanes, Work};
+use crate::worker::local::{Residence, Start};
+use crate::worker::moves::Errand;
 use crate::worker::trial::Admitted;
 
 /// How often the broker is asked for a sign of life.
@@ -74,16 +76,17 @@ pub struct Service<R: RunCommand> {
 }
 
 impl<R: RunCommand> Service<R> {
-    /// A service over `pipeline`, which `abort` cuts short; `residents` are needed where each decky has its queue.
+    /// A service over `pipeline`, which `abort` cuts short; `residents` and `residence` are needed where each host has its queue.
     pub fn new(
         options: ServiceOptions,
         pipeline: Arc<Pipeline<R, AmqpPublisher>>,
         abort: watch::Sender<bool>,
         stop: watch::Receiver<Stop>,
         residents: Option<Residents>,
+        residence: Option<Arc<Residence>>,
     ) -> Self {
         let lanes = Lanes::new(Arc::new(Take(pipeline.clone())), options.concurrency.into());
-        let intake = Intake::new(options.topology.clone(), options.prefetch, residents);
+        let intake = Intake::new(options.topology.clone(), options.prefetch, residents, residence);
         Self { options, pipeline, abort, stop, lanes, intake }
     }
 
@@ -210,8 +213,9 @@ impl<R: RunCommand> Service<R> {
                 () = freed.notified() => self.intake.queue_freed(consumer).await?,
                 cue = self.intake.cue() => {
                     for delivery in self.intake.follow(cue, consumer).await? {
-                        self.begin(delivery);
+                        self.begin(delivery, consumer);
                     }
+                    self.start();
                     // What was given up goes back to its queue once nothing here holds it any more.
                     self.lanes.forget_waiting(|waiting| !waiting.delivery.settle.is_current());
                 }
@@ -222,7 +226,7 @@ impl<R: RunCommand> Service<R> {
                         continue;
                     }
                     match self.intake.admit(&queue, delivery, consumer).await? {
-                        Some(Admitted::Run(delivery)) => self.begin(delivery),
+                        Some(Admitted::Run(delivery)) => self.begin(delivery, consumer),
                         Some(Admitted::Bury(delivery)) => pipeline.bury(delivery, self.lanes.alive()),
                         // The one before it may have been settled already.
                         None => self.open_further(consumer).await?,
@@ -239,16 +243,27 @@ impl<R: RunCommand> Service<R> {
 
     async fn open_further(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
         for delivery in self.intake.open_further(consumer).await? {
-            self.begin(delivery);
+            self.begin(delivery, consumer);
         }
         Ok(())
     }
 
-    /// Puts a delivery into its lane.
-    fn begin(&mut self, delivery: Delivery<AmqpSettle>) {
-        if delivery.settle.is_current() {
-            let waiting = Waiting::new(delivery, self.pipeline.body_bytes_max());
-            self.lanes.push(waiting.decky.clone(), waiting);
+    /// Takes a delivery to its lane.
+    fn begin(&mut self, delivery: Delivery<AmqpSettle>, consumer: &mut AmqpConsumer) {
+        if !delivery.settle.is_current() {
+            return;
+        }
+        if let Some(Start { lane, waiting }) =
+            self.intake.take(delivery, self.pipeline.body_bytes_max(), consumer)
+        {
+            self.lanes.push(lane, waiting);
+        }
+        self.start();
+    }
+
+    fn start(&mut self) {
+        for Start { lane, waiting } in self.intake.starts() {
+            self.lanes.push(lane, waiting);
         }
     }
 
@@ -276,7 +291,7 @@ impl<R: RunCommand> Service<R> {
         loop {
             tokio::select! {
                 next = consumer.next() => match next {
-                    Ok((_, delivery)) => self.begin(delivery),
+                    Ok((_, delivery)) => self.begin(delivery, consumer),
                     Err(_) => return,
                 },
                 _ = looks.tick() => {
@@ -290,10 +305,13 @@ impl<R: RunCommand> Service<R> {
         }
     }
 
-    /// Makes room where a decky that hangs holds what others could do with.
-    fn put_off_stuck(&self) {
+    /// Frees prefetch capacity held by a stuck decky so that other deckies can use it.
+    fn put_off_stuck(&mut self) {
         let holds_up = |waiting: &Waiting<AmqpSettle>| waiting.delivery.settle.crowd().is_full();
-        for waiting in self.lanes.take_stuck(STUCK_TIME, holds_up, self.options.waiting_max) {
+        let is_run = |waiting: &Waiting<AmqpSettle>| waiting.errand == Errand::Run;
+        let mut stuck = self.lanes.take_stuck(STUCK_TIME, holds_up, is_run, self.options.waiting_max);
+        stuck.extend(self.intake.take_held(holds_up));
+        for waiting in stuck {
             self.pipeline.put_off(waiting.delivery, self.lanes.alive());
         }
     }
@@ -339,7 +357,13 @@ impl<R: RunCommand> Work for Take<R> {
     type Item = Waiting<AmqpSettle>;
 
     async fn work(&self, first: Waiting<AmqpSettle>, turn: Turn<AmqpSettle>) {
-        self.0.clone().take(first.delivery, turn).await;
+        match first.errand {
+            Errand::Run => self.0.clone().take(first.delivery, turn).await,
+            Errand::Park | Errand::Pass => {
+                let queue = first.delivery.settle.queue();
+                self.0.clone().send_on(first.delivery, &queue, turn.alive()).await;
+            }
+        }
     }
 }
 

@@ -66,6 +66,11 @@ impl<S: Settle> Trial<S> {
         self.window > 1 && self.held.is_empty()
     }
 
+    /// Whether nothing has come yet.
+    pub fn is_untried(&self) -> bool {
+        self.window == 0
+    }
+
     /// What was held back.
     pub fn into_held(self) -> VecDeque<Delivery<S>> {
         self.held

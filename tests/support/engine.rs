@@ -24,11 +24,26 @@ pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 /// folder is a real one; a read prints nothing. The files: `slow` holds the seconds that a call takes; while
 /// `hang` is there no call ends, while `hang-in` holds a container none there; `poison` holds the path whose
 /// call kills its worker; `engine-stopped` and `container-stopped` (which holds the container's name) fail as
-/// docker does; `deckies` holds the lines that `ps` prints.
+/// docker does; `deckies` holds the lines that `ps` prints. The client of a host, `client-HOST`, lists the
+/// deckies named in `deckies-HOST`, and has no others.
 const CLIENT: &str = r#"#!/bin/sh
 cd 'FOLDER' || exit 1
 all=" $* "
+host=${0##*/client}
+case $1$host in
+ps-*) while read -r d; do printf '%s-ssh\tUp 1 second\n' "$d"; done <"deckies$host"; exit 0 ;;
+events-*)
+    old=$(cat "deckies$host")
+    while sleep 0.05; do new=$(cat "deckies$host"); [ "$new" = "$old" ] || echo changed; old=$new; done ;;
+esac
+there() {
+    [ -n "$host" ] || return 0
+    while read -r d; do case $all in *" $d-ssh "*) return 0 ;; esac; done <"deckies$host"
+    echo 'Error response from daemon: No such container' >&2
+    exit 1
+}
 for last; do :; done
+there
 if [ "$1" = ps ] && [ -e deckies ]; then cat deckies; exit 0; fi
 case $1 in exec) ;; *) printf gone; exit 0 ;; esac
 case $last in
@@ -46,6 +61,7 @@ if [ -e container-stopped ] && read -r c <container-stopped; then
 fi
 # Whatever happens before and after a call on a path.
 begin() {
+    there
     p=$1
     printf 'begin %s\n' "$p" >>record
     if [ -e poison ] && read -r bad <poison && [ "$p" = "$bad" ]; then kill -9 "$PPID"; exit 1; fi
@@ -109,6 +125,18 @@ impl Engine {
     /// The directory below which the files of a decky lie.
     pub fn files(&self, decky: &str) -> PathBuf {
         self.0.path().join("files").join(decky)
+    }
+
+    /// The client of one of several hosts that share this engine's record, with the deckies that run there.
+    pub fn client_of(&self, host: &str, deckies: &[&str]) -> PathBuf {
+        self.set_deckies(host, deckies);
+        let client = self.0.path().join(format!("client-{host}"));
+        std::fs::copy(self.client(), &client).unwrap();
+        client
+    }
+
+    pub fn set_deckies(&self, host: &str, deckies: &[&str]) {
+        self.set(&format!("deckies-{host}"), &deckies.join("\n"));
     }
 
     /// Puts a control file in place as a whole.

@@ -95,6 +95,15 @@ impl Cell {
         worker
     }
 
+    /// The worker of one of several hosts.
+    pub fn worker_of(&self, host: &str, deckies: &[&str], arguments: &[&str]) -> WorkerProcess {
+        let client = self.engine.client_of(host, deckies);
+        let own = ["--container-cli", client.to_str().unwrap(), "--local", "--host", host, "--broker"];
+        let own =
+            [&own, [self.broker_of_worker.as_str(), "--concurrency", "8"].as_slice(), arguments].concat();
+        WorkerProcess::spawn(&self.prefix, &own)
+    }
+
     pub fn worker_starting(&self, arguments: &[&str]) -> WorkerProcess {
         WorkerProcess::of(self.worker_command(arguments).spawn().expect("deckswain starts"))
     }
@@ -299,7 +308,7 @@ impl Cell {
         let waiting = self.count("results").await + self.count("dead").await;
         self.collect_until(|found| found.messages >= so_far + waiting).await;
         for queue in &self.queues {
-            assert_eq!(self.count(queue).await, 0, "{}: nothing is left to do", self.name);
+            assert_eq!(self.count(queue).await, 0, "{}: nothing is left to do in {queue}", self.name);
         }
     }
 

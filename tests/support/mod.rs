@@ -357,6 +357,15 @@ impl Peer {
     }
 
     /// How many messages wait in one of the prefix's queues.
+    /// Whether there is a queue of that name.
+    pub async fn exists(&self, queue: &str) -> bool {
+        // A queue that is missing costs the channel.
+        let channel = self._connection.create_channel().await.expect("a channel");
+        let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
+        let queue = format!("{}.{queue}", self.prefix);
+        channel.queue_declare(&queue, options, FieldTable::default()).await.is_ok()
+    }
+
     pub async fn count(&self, queue: &str) -> u32 {
         let queue = format!("{}.{queue}", self.prefix);
         let options = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };

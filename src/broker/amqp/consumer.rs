@@ -44,6 +44,7 @@ pub struct AmqpConsumer {
     /// Holds the consumer that the other workers count.
     presence: Option<JoinHandle<()>>,
     feeds: HashMap<String, Feed>,
+    topology: Topology,
     sender: mpsc::UnboundedSender<Event>,
     events: mpsc::UnboundedReceiver<Event>,
 }
@@ -95,7 +96,20 @@ impl AmqpConsumer {
         let (sender, events) = mpsc::unbounded_channel();
         let feeds = HashMap::new();
         let (is_exclusive, freed) = (topology.layout != Layout::Shared, Arc::default());
-        Ok(Self { connection, flaws, asking, landmark, is_exclusive, freed, presence, feeds, sender, events })
+        let topology = topology.clone();
+        Ok(Self {
+            connection,
+            flaws,
+            asking,
+            landmark,
+            is_exclusive,
+            freed,
+            presence,
+            feeds,
+            topology,
+            sender,
+            events,
+        })
     }
 
     /// Declares a queue and binds it.
@@ -111,7 +125,8 @@ impl AmqpConsumer {
         let channel = answer("open a channel", self.connection.create_channel()).await?;
         answer("set the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         let consumer = consume(&channel, queue).await?;
-        let (source, cancelling) = (Source::new(prefetch), Arc::new(AtomicBool::new(false)));
+        let (source, cancelling) =
+            (Source::new(queue, self.is_parking(queue), prefetch), Arc::new(AtomicBool::new(false)));
         let tag = consumer.tag().to_string();
         let forwarding = self.forward(queue, channel.id(), consumer, &source, &cancelling);
         let feed = Feed { channel, tag, source, cancelling, forwarding };
@@ -120,21 +135,57 @@ impl AmqpConsumer {
     }
 
     /// Claims a queue by a queue of its own that only one connection can have; says whether it is to be had.
-    async fn claim(&self, queue: &str) -> Result<bool, BrokerError> {
-        let (what, claim) = (format!("claim {queue}"), claim_of(queue));
+    pub async fn claim(&self, queue: &str) -> Result<bool, BrokerError> {
+        if !self.declare_exclusive(&claim_of(queue)).await? {
+            return Ok(false);
+        }
+        let what = format!("claim {queue}");
         let channel = answer("open a channel", self.connection.create_channel()).await?;
-        let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
-        let declared = channel.queue_declare(&claim, options, FieldTable::default());
-        match timeout(ANSWER_TIME_MAX, declared).await {
-            Ok(Err(error)) if reply_code(&error) == Some(RESOURCE_LOCKED) => return Ok(false),
-            Ok(declared) => answer(&what, std::future::ready(declared)).await?,
-            Err(_) => return Err(no_answer(&what, ANSWER_TIME_MAX)),
-        };
         // A consumer whose connection has just been lost may still be there, with its deliveries.
         let look = channel.queue_declare(queue, passive(), FieldTable::default());
         let is_free = answer(&what, look).await?.consumer_count() == 0;
         answer("close a channel", channel.close(200, "done")).await?;
         Ok(is_free)
+    }
+
+    /// Declares an exclusive queue; says whether this connection has it.
+    pub async fn declare_exclusive(&self, name: &str) -> Result<bool, BrokerError> {
+        let what = format!("declare {name}");
+        let channel = answer("open a channel", self.connection.create_channel()).await?;
+        let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+        let declared = channel.queue_declare(name, options, FieldTable::default());
+        match timeout(ANSWER_TIME_MAX, declared).await {
+            Ok(Err(error)) if reply_code(&error) == Some(RESOURCE_LOCKED) => return Ok(false),
+            Ok(declared) => answer(&what, std::future::ready(declared)).await?,
+            Err(_) => return Err(no_answer(&what, ANSWER_TIME_MAX)),
+        };
+        answer("close a channel", channel.close(200, "done")).await?;
+        Ok(true)
+    }
+
+    /// Whether an exclusive queue exists, on whatever connection.
+    pub async fn is_claimed(&self, name: &str) -> Result<bool, BrokerError> {
+        is_claimed(&self.connection, name).await
+    }
+
+    /// What a queue holds that may not be there.
+    pub async fn look(&self, queue: &str) -> Result<Option<Depth>, BrokerError> {
+        let channel = answer("open a channel", self.connection.create_channel()).await?;
+        let what = format!("look at {queue}");
+        match timeout(ANSWER_TIME_MAX, channel.queue_declare(queue, passive(), FieldTable::default())).await {
+            Ok(Ok(declared)) => {
+                answer("close a channel", channel.close(200, "done")).await?;
+                let (messages, consumers) = (declared.message_count(), declared.consumer_count());
+                Ok(Some(Depth { messages, consumers }))
+            }
+            Ok(Err(error)) if reply_code(&error) == Some(NOT_FOUND) => Ok(None),
+            Ok(Err(error)) => Err(explain(&what, &error)),
+            Err(_) => Err(no_answer(&what, ANSWER_TIME_MAX)),
+        }
+    }
+
+    fn is_parking(&self, queue: &str) -> bool {
+        self.topology.parked_decky(queue).is_some()
     }
 
     fn forward(
@@ -298,6 +349,19 @@ fn passive() -> QueueDeclareOptions {
 /// The queue whose one owner may consume from `queue`.
 pub fn claim_of(queue: &str) -> String {
     format!("{queue}.claim")
+}
+
+/// Whether an exclusive queue exists, on whatever connection.
+pub async fn is_claimed(connection: &Connection, name: &str) -> Result<bool, BrokerError> {
+    let what = format!("look at {name}");
+    let channel = answer("open a channel", connection.create_channel()).await?;
+    match timeout(ANSWER_TIME_MAX, channel.queue_declare(name, passive(), FieldTable::default())).await {
+        Ok(Ok(_)) => answer("close a channel", channel.close(200, "done")).await.map(|()| true),
+        Ok(Err(error)) if reply_code(&error) == Some(RESOURCE_LOCKED) => Ok(true),
+        Ok(Err(error)) if reply_code(&error) == Some(NOT_FOUND) => Ok(false),
+        Ok(Err(error)) => Err(explain(&what, &error)),
+        Err(_) => Err(no_answer(&what, ANSWER_TIME_MAX)),
+    }
 }
 
 async fn consume(channel: &Channel, queue: &str) -> Result<Consumer, BrokerError> {

@@ -13,10 +13,11 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::{
-    ACCESS_REFUSED, ANSWER_TIME_MAX, Flaws, NOT_FOUND, answer, away, explain, no_answer, refused, reply_code,
+    ACCESS_REFUSED, ANSWER_TIME_MAX, Flaws, NOT_FOUND, answer, away, convert, explain, no_answer, refused,
+    reply_code,
 };
 use crate::action::Glance;
-use crate::broker::{Argument, Binding, BrokerError, Exchange, ExchangeType, Queue, Topology};
+use crate::broker::{Argument, Binding, BrokerError, Exchange, ExchangeType, Marker, Queue, Topology};
 
 /// Declares the exchanges and queues and binds the queues; what brings the actions in comes last,
 /// with [`bind_exchanges`].
@@ -126,7 +127,17 @@ pub async fn take_over(
     }
     let binding = Binding { exchange: topology.actions.clone(), key: "#".to_owned(), arguments: Vec::new() };
     unbind(connection, queue, &binding).await?;
-    move_on(connection, queue, &topology.actions, flaws).await
+    move_on(connection, queue, &topology.actions, None, flaws).await
+}
+
+/// Moves what lies in one queue into another.
+pub async fn move_between(
+    connection: &Connection,
+    queue: &str,
+    to: &str,
+    flaws: &Flaws,
+) -> Result<(), BrokerError> {
+    move_on(connection, queue, "", Some(to), flaws).await
 }
 
 /// Ends a queue's binding.
@@ -139,11 +150,13 @@ async fn unbind(connection: &Connection, queue: &str, binding: &Binding) -> Resu
     answer(&format!("unbind queue {queue}"), unbind).await
 }
 
-/// Publishes what lies in a queue to an exchange; each message leaves the queue once it is confirmed.
+/// Publishes what lies in a queue to an exchange, with `key` or the one that each action calls for; a message
+/// leaves the queue once it is confirmed.
 async fn move_on(
     connection: &Connection,
     queue: &str,
     exchange: &str,
+    key: Option<&str>,
     flaws: &Flaws,
 ) -> Result<(), BrokerError> {
     let what = format!("move what lies in {queue}");
@@ -159,14 +172,18 @@ async fn move_on(
             answer(&what, reject).await?;
             continue;
         }
-        let key = Glance::at(&delivery.data).routing_key();
-        let key = key.as_deref().unwrap_or(delivery.routing_key.as_str());
+        let own = Glance::at(&delivery.data).routing_key();
+        let key = key.or(own.as_deref()).unwrap_or(delivery.routing_key.as_str());
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let publish = async {
             let properties = delivery.properties.clone();
             writing.basic_publish(exchange, key, options, &delivery.data, properties).await?.await
         };
-        match answer(&what, publish).await? {
+        let is_marker =
+            Marker::read(delivery.exchange.as_str(), &convert::properties_from(&delivery.properties))
+                .is_some();
+        let published = async { if is_marker { Ok(Confirmation::Ack(None)) } else { publish.await } };
+        match answer(&what, published).await? {
             Confirmation::Ack(None) => {}
             _ => return Err(away(format!("failed to {what}"), "no queue takes it", "is the broker well?")),
         }
@@ -239,7 +256,7 @@ async fn look_instead(what: &str, look: impl Future<Output = lapin::Result<()>>)
     }
 }
 
-fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {
+pub fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in arguments {
         let value = match value {

@@ -75,7 +75,18 @@ pub async fn lacking(url: &str, topology: &Topology) -> Result<Vec<Lacking>, Bro
             note(Permission::Configure, &claim, ask(&connection, |channel| declare(channel, &claim)).await?);
         }
     }
-    for queue in topology.action_queues().iter().chain(&topology.workers_queue()) {
+    if topology.layout == Layout::Local {
+        let decky = topology.parking_queue("permission").name;
+        for name in [topology.presence(topology.host()), topology.registry_lock(), decky] {
+            note(Permission::Configure, &name, ask(&connection, |channel| declare(channel, &name)).await?);
+        }
+        for name in [topology.local(), topology.parking_queue("permission").name] {
+            let may = ask(&connection, |channel| consume(channel, &name)).await?;
+            note(Permission::Read, &name, may);
+        }
+    }
+    let read = topology.action_queues().into_iter().chain(topology.workers_queue());
+    for queue in read.chain(topology.registry_queue()) {
         let may = ask(&connection, |channel| consume(channel, &queue.name)).await?;
         note(Permission::Read, &queue.name, may);
     }

@@ -36,13 +36,19 @@ pub struct Source {
     pub life: watch::Sender<Life>,
     /// How many are held at most.
     pub prefetch: AtomicUsize,
+    /// The queue's name.
+    pub queue: Arc<str>,
+    /// Whether that is the parking queue of a decky.
+    pub is_parking: bool,
 }
 
 impl Source {
-    pub fn new(prefetch: u16) -> Arc<Self> {
+    pub fn new(queue: &str, is_parking: bool, prefetch: u16) -> Arc<Self> {
         Arc::new(Self {
             life: watch::Sender::new(Life::Current),
             prefetch: AtomicUsize::new(prefetch.into()),
+            queue: queue.into(),
+            is_parking,
         })
     }
 
@@ -76,6 +82,13 @@ pub fn delivery_from(
     }
 }
 
+impl AmqpSettle {
+    /// The queue that the delivery came from.
+    pub fn queue(&self) -> Arc<str> {
+        self.source.queue.clone()
+    }
+}
+
 impl Settle for AmqpSettle {
     fn is_current(&self) -> bool {
         matches!(*self.life.borrow(), Life::Current | Life::Orphaned)
@@ -88,6 +101,10 @@ impl Settle for AmqpSettle {
     fn crowd(&self) -> Crowd {
         let source = self.source.clone();
         Crowd::new(move || source.life.receiver_count() >= source.prefetch.load(Ordering::Relaxed))
+    }
+
+    fn is_parked(&self) -> bool {
+        self.source.is_parking
     }
 
     async fn ack(mut self) -> Result<(), BrokerError> {

@@ -61,7 +61,7 @@ impl QueueWalk {
             left,
             seen: 0,
             quiet_times: 0,
-            source: Source::new(HELD_PER_CHANNEL_MAX),
+            source: Source::new(&queue.name, false, HELD_PER_CHANNEL_MAX),
         })
     }
 
