@@ -13,8 +13,8 @@ pub use amqp::{
     Permission, QueueWalk, ResultsTap, State, Unparked, inspect, lacking, together_count, without_password,
 };
 pub use properties::{
-    Death, HEADER_ATTEMPT, HEADER_DEFERRALS, HEADER_FIRST_SEEN, HEADER_HANDED_BACK, HEADER_REPLAYS,
-    HEADER_TRACEPARENT, HeaderValue, Properties,
+    Death, HEADER_ATTEMPT, HEADER_DEFERRALS, HEADER_FIRST_SEEN, HEADER_HANDED_BACK, HEADER_HANDED_BACK_BY,
+    HEADER_REPLAYS, HEADER_TRACEPARENT, HeaderValue, Properties,
 };
 pub use registry::{Arrival, Claim, Fate, Marker, Passage, Registry};
 pub use topology::HEADER_DELAY;

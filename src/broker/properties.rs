@@ -12,6 +12,8 @@ pub const HEADER_ATTEMPT: &str = "x-deckswain-attempt";
 pub const HEADER_FIRST_SEEN: &str = "x-deckswain-first-seen";
 /// Counts how often workers whose engine never had the action's decky gave it to others.
 pub const HEADER_HANDED_BACK: &str = "x-deckswain-handed-back";
+/// The workers that did so, by a random word each, with commas between.
+pub const HEADER_HANDED_BACK_BY: &str = "x-deckswain-handed-back-by";
 
 /// The trace that a message belongs to, as W3C has it.
 pub const HEADER_TRACEPARENT: &str = "traceparent";
@@ -146,6 +148,12 @@ impl Properties {
     pub fn hand_backs(&self) -> u32 {
         let count = self.headers.get(HEADER_HANDED_BACK).and_then(HeaderValue::as_integer);
         count.map_or(0, |count| u32::try_from(count).unwrap_or(u32::MAX))
+    }
+
+    /// The workers that handed the action back, with commas between.
+    #[must_use]
+    pub fn handed_back_by(&self) -> &str {
+        self.headers.get(HEADER_HANDED_BACK_BY).and_then(HeaderValue::as_text).unwrap_or_default()
     }
 
     /// How often the action was sent to a delay queue without an attempt.

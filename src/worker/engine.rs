@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{info, warn};
+use uuid::Uuid;
 
 use crate::action::DeckyName;
 use crate::driver::{Driver, Listed, engine_hint};
@@ -20,9 +21,13 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 const LIST_TIME_MAX: Duration = Duration::from_secs(5);
 /// How many deckies are remembered; beyond that only those of the latest list are.
 const DECKIES_MAX: usize = 10_000;
-/// How often an action is handed back for each worker that consumes: with evenly shared deliveries one of
-/// 25,000 never meets the worker whose engine has its container.
-const HAND_BACKS_PER_WORKER: u32 = 10;
+/// How often an action is handed back at most, for as long as a worker that has its decky may be busy:
+/// over an hour with the usual delays.
+const HAND_BACKS_MAX: u32 = 1000;
+/// How many workers are told apart in a message.
+const WORKERS_MAX: usize = 64;
+/// How many letters stand for a worker there.
+const TOKEN_CHARS: usize = 8;
 
 /// Watches the engine.
 ///
@@ -34,6 +39,17 @@ pub struct EngineWatch {
     /// One look at a time.
     looking: tokio::sync::Mutex<()>,
     known: Mutex<Known>,
+    /// Stands for this worker in the messages that it hands back.
+    token: String,
+}
+
+/// The state of an action that goes to other workers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandBack {
+    /// How often it has been handed back, this time included.
+    pub count: u32,
+    /// The workers that did so, with commas between.
+    pub by: String,
 }
 
 #[derive(Debug, Default)]
@@ -52,11 +68,9 @@ struct Known {
 
 impl Default for EngineWatch {
     fn default() -> Self {
-        Self {
-            open: watch::Sender::new(true),
-            looking: tokio::sync::Mutex::default(),
-            known: Mutex::default(),
-        }
+        let (looking, known) = (tokio::sync::Mutex::default(), Mutex::default());
+        let token = Uuid::new_v4().simple().to_string()[..TOKEN_CHARS].to_owned();
+        Self { open: watch::Sender::new(true), looking, known, token }
     }
 }
 
@@ -162,9 +176,24 @@ impl EngineWatch {
         self.known().listed_at.is_some_and(|at| now.duration_since(at) < LIST_TIME_MAX)
     }
 
-    /// How often an action is handed back at most.
-    pub fn hand_backs_max(&self) -> u32 {
-        self.known().workers.saturating_mul(HAND_BACKS_PER_WORKER)
+    /// The next hand-back of an action; none where each of the workers has had it, for then none has its decky.
+    pub fn next_hand_back(&self, count: u32, by: &str) -> Option<HandBack> {
+        let workers = usize::try_from(self.known().workers).unwrap_or(usize::MAX).min(WORKERS_MAX);
+        let count = count.checked_add(1).filter(|count| *count <= HAND_BACKS_MAX)?;
+        if by.len() >= WORKERS_MAX * (TOKEN_CHARS + 1) {
+            return None;
+        }
+        let before: HashSet<&str> = by.split(',').filter(|token| !token.is_empty()).collect();
+        let is_known = before.contains(self.token.as_str());
+        if before.len() + usize::from(!is_known) >= workers {
+            return None;
+        }
+        let by = match (is_known, before.is_empty()) {
+            (true, _) => by.to_owned(),
+            (false, true) => self.token.clone(),
+            (false, false) => format!("{by},{}", self.token),
+        };
+        Some(HandBack { count, by })
     }
 }
 
@@ -203,6 +232,19 @@ mod tests {
         // A container that is removed is still this engine's.
         watch.answered(now, Vec::new());
         assert!(!watch.is_elsewhere(&decky("web-01")));
-        assert_eq!(watch.hand_backs_max(), 30);
+    }
+
+    #[test]
+    fn an_action_is_handed_back_until_each_worker_has_had_it() {
+        let watches = [EngineWatch::default(), EngineWatch::default(), EngineWatch::default()];
+        watches.iter().for_each(|watch| assert!(watch.note_workers(3)));
+        let first = watches[0].next_hand_back(0, "").expect("one");
+        assert_eq!(first, HandBack { count: 1, by: watches[0].token.clone() });
+        let again = watches[0].next_hand_back(first.count, &first.by).expect("one");
+        assert_eq!((again.count, &again.by), (2, &first.by));
+        let second = watches[1].next_hand_back(again.count, &again.by).expect("one");
+        assert_eq!(watches[2].next_hand_back(second.count, &second.by), None);
+        assert_eq!(watches[0].next_hand_back(HAND_BACKS_MAX, ""), None);
+        assert_eq!(watches[0].next_hand_back(u32::MAX, &"x,".repeat(1 << 20)), None);
     }
 }

@@ -11,16 +11,19 @@ use tracing::{error, info, warn};
 
 use crate::backoff::Backoff;
 use crate::broker::{
-    Delivery, HEADER_ATTEMPT, HEADER_DEFERRALS, HEADER_FIRST_SEEN, HEADER_HANDED_BACK, HeaderValue,
-    Properties, Publication, Publish, PublishError, Topology,
+    Delivery, HEADER_ATTEMPT, HEADER_DEFERRALS, HEADER_FIRST_SEEN, HEADER_HANDED_BACK, HEADER_HANDED_BACK_BY,
+    HeaderValue, Properties, Publication, Publish, PublishError, Topology,
 };
 use crate::cut::{MESSAGE_CHARS_MAX, cut};
 use crate::driver::Aborted;
 use crate::result::Occasion;
+use crate::worker::engine::HandBack;
 use crate::worker::memory::Answer;
 
 /// How much of a failure message a dead letter's headers hold, in bytes.
 const MESSAGE_BYTES_MAX: usize = 1024;
+/// So many hand-backs take the shortest delay; after that the worker that has the decky is busy.
+const HAND_BACKS_SOON: u32 = 10;
 
 /// Publishes what follows from deliveries.
 pub struct Outbox<P> {
@@ -191,17 +194,13 @@ impl<P: Publish> Outbox<P> {
         self.publish_until_confirmed(publication).await
     }
 
-    /// Gives an action to other workers, later and without counting an attempt; `count` of at most `count_max`.
-    pub async fn handed_back<S>(
-        &self,
-        delivery: &Delivery<S>,
-        count: u32,
-        count_max: u32,
-    ) -> Result<(), Unsent> {
-        // A worker that has the decky may be busy: the second half of the hand-backs is given more time.
-        let route = self.topology.retry_route(if count <= count_max / 2 { 1 } else { 2 });
+    /// Gives an action to other workers, later and without counting an attempt.
+    pub async fn handed_back<S>(&self, delivery: &Delivery<S>, hand_back: &HandBack) -> Result<(), Unsent> {
+        let route = self.topology.retry_route(if hand_back.count <= HAND_BACKS_SOON { 1 } else { 2 });
         let mut properties = delivery.properties.carried_on();
-        properties.headers.insert(HEADER_HANDED_BACK.to_owned(), HeaderValue::Integer(count.into()));
+        let mut tell = |name: &str, value| properties.headers.insert(name.to_owned(), value);
+        tell(HEADER_HANDED_BACK, HeaderValue::Integer(hand_back.count.into()));
+        tell(HEADER_HANDED_BACK_BY, HeaderValue::Text(hand_back.by.clone()));
         let publication = Publication {
             exchange: &route.exchange,
             routing_key: route.routing_key.as_deref().unwrap_or(&delivery.routing_key),

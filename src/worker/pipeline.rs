@@ -25,7 +25,7 @@ use crate::subprocess::RunCommand;
 use crate::worker::breaker::Breakers;
 use crate::worker::company::{Company, Ticket, Turn};
 use crate::worker::decide::{Decision, decide};
-use crate::worker::engine::EngineWatch;
+use crate::worker::engine::{EngineWatch, HandBack};
 use crate::worker::lanes::Alive;
 use crate::worker::left::Tally;
 use crate::worker::local::Residence;
@@ -434,8 +434,8 @@ pub enum Answered {
     Replaced(Successor, watch::Receiver<bool>),
     /// One before it on its path waits since its attempt of this number; it comes again after that one.
     Behind(u32),
-    /// Its decky is on another worker's engine; the number of the hand-back.
-    HandedBack(u32),
+    /// Its decky is on another worker's engine.
+    HandedBack(HandBack),
     /// Its decky is left in peace; it comes again as if it had been tried.
     Untried,
 }

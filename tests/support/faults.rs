@@ -314,22 +314,23 @@ impl Cell {
 
     fn print(&self, run_twice: usize, results_twice: usize) {
         let again = self.again.map_or("-".to_owned(), |again| format!("{:.1} s", again.as_secs_f64()));
-        let line = format!(
-            "{:<44} | {:>7} | {:>7} | {:>4} | {:>9} | {:>13} | {:>7}",
-            self.name,
-            self.paths.len(),
-            self.found.results.len(),
-            self.found.dead.len(),
-            run_twice,
-            results_twice,
-            again
-        );
-        println!("{line}");
-        // The table of the whole matrix, which `scripts/test` shows at its end.
-        let table = concat!(env!("CARGO_TARGET_TMPDIR"), "/faults.txt");
-        let mut table = std::fs::OpenOptions::new().create(true).append(true).open(table).unwrap();
-        table.write_all(format!("{line}\n").as_bytes()).unwrap();
+        let counts =
+            [self.paths.len(), self.found.results.len(), self.found.dead.len(), run_twice, results_twice];
+        add_row(&self.name, counts, &again);
     }
+}
+
+/// Adds a row to the table of the whole matrix, which `scripts/test` shows at its end: actions, results, dead
+/// letters, actions run twice and results that came twice, and the time until the first result afterwards.
+pub fn add_row(name: &str, counts: [usize; 5], again: &str) {
+    let [actions, results, dead, run_twice, results_twice] = counts;
+    let line = format!(
+        "{name:<44} | {actions:>7} | {results:>7} | {dead:>4} | {run_twice:>9} | {results_twice:>13} | {again:>7}"
+    );
+    println!("{line}");
+    let table = concat!(env!("CARGO_TARGET_TMPDIR"), "/faults.txt");
+    let mut table = std::fs::OpenOptions::new().create(true).append(true).open(table).unwrap();
+    table.write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 async fn consume(channel: &Channel, queue: &str) -> Consumer {

@@ -5,6 +5,7 @@
 pub mod batch;
 pub mod engine;
 pub mod faults;
+pub mod hosts;
 pub mod means;
 pub mod own_broker;
 pub mod proxy;

@@ -237,5 +237,7 @@ pub fn to_replay(delivery: &DeadLetter) -> (String, Properties) {
 
 fn is_bookkeeping(name: &str) -> bool {
     let of_ours = name.strip_prefix("x-deckswain-").is_some_and(|name| OURS.contains(&name));
-    of_ours || [HEADER_ATTEMPT, HEADER_FIRST_SEEN, HEADER_DELAY, HEADER_HANDED_BACK].contains(&name)
+    of_ours
+        || [HEADER_ATTEMPT, HEADER_FIRST_SEEN, HEADER_DELAY].contains(&name)
+        || name.starts_with(HEADER_HANDED_BACK)
 }

@@ -12,6 +12,7 @@ use crate::broker::{Delivery, Layout, Publish};
 use crate::result::FailureClass;
 use crate::subprocess::RunCommand;
 use crate::worker::Judged;
+use crate::worker::engine::HandBack;
 use crate::worker::memory::{Seen, Successor};
 
 /// A failure that may be the engine's rather than the container's.
@@ -48,7 +49,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             return Some(Answered::Behind(1));
         }
         let hand_back = self.hand_back(action, delivery).filter(|_| self.engine.is_fresh(now))?;
-        debug!(action.id = %action.id, decky.name = %action.executing_decky(), count = hand_back, "handed back untried: this engine has no such decky");
+        debug!(action.id = %action.id, decky.name = %action.executing_decky(), count = hand_back.count, "handed back untried: this engine has no such decky");
         Some(Answered::HandedBack(hand_back))
     }
 
@@ -80,23 +81,24 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
                 Err(outgoing) => outgoing,
             };
         }
-        let Some(count) = self.hand_back(&action, delivery) else { return outgoing };
+        let Some(hand_back) = self.hand_back(&action, delivery) else { return outgoing };
         let replacing = match outgoing.into_replacing() {
             Ok(replacing) => replacing,
             Err(outgoing) => return outgoing,
         };
         self.memory.replacing_otherwise(seen, Successor::HandBack);
         self.order.ended(&action);
-        info!(action.id = %id, decky.name = %decky, count, "handed back: this engine has no such decky");
-        Outgoing::HandBack(replacing, count)
+        info!(action.id = %id, decky.name = %decky, count = hand_back.count, "handed back: this engine has no such decky");
+        Outgoing::HandBack(replacing, hand_back)
     }
 
-    /// The number of this hand-back, where the action can be handed back to other workers.
-    pub(super) fn hand_back<S>(&self, action: &Action, delivery: &Delivery<S>) -> Option<u32> {
-        let count = delivery.properties.hand_backs().saturating_add(1);
-        let may = self.options.topology.layout == Layout::Shared
-            && self.engine.is_elsewhere(action.executing_decky())
-            && count <= self.engine.hand_backs_max();
-        may.then_some(count)
+    /// The action's next hand-back, where it can be handed back to other workers.
+    pub(super) fn hand_back<S>(&self, action: &Action, delivery: &Delivery<S>) -> Option<HandBack> {
+        let is_elsewhere = self.options.topology.layout == Layout::Shared
+            && self.engine.is_elsewhere(action.executing_decky());
+        if !is_elsewhere {
+            return None;
+        }
+        self.engine.next_hand_back(delivery.properties.hand_backs(), delivery.properties.handed_back_by())
     }
 }

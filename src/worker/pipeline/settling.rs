@@ -15,6 +15,7 @@ use crate::driver::Aborted;
 use crate::result::{Disposition, FailureClass, Occasion};
 use crate::subprocess::RunCommand;
 use crate::worker::Judged;
+use crate::worker::engine::HandBack;
 use crate::worker::left::Left;
 use crate::worker::memory::{Ack, Answer, Seen, Successor};
 use crate::worker::outbox::{Grounds, Unsent};
@@ -46,8 +47,8 @@ pub(super) enum Outgoing {
     Retry(Replacing, DateTime<Utc>),
     /// The delivery as it is, after the delay of this attempt.
     Deferral(Replacing, u32),
-    /// The delivery as it is, for other workers; the number of the hand-back.
-    HandBack(Replacing, u32),
+    /// The delivery as it is, for other workers.
+    HandBack(Replacing, HandBack),
     DeadLetter {
         replacing: Replacing,
         result: Arc<Answer>,
@@ -92,7 +93,9 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
                 return Outgoing::Nothing(seen.key.submission.id, by, confirmed);
             }
             Answered::Behind(attempt) => return Outgoing::Deferral(replacing(Successor::Deferral), attempt),
-            Answered::HandedBack(count) => return Outgoing::HandBack(replacing(Successor::HandBack), count),
+            Answered::HandedBack(hand_back) => {
+                return Outgoing::HandBack(replacing(Successor::HandBack), hand_back);
+            }
             Answered::Untried => return Outgoing::Retry(replacing(Successor::Retry), Utc::now()),
         };
         let attempt = delivery.properties.attempt();
@@ -158,8 +161,8 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
                 replacing.send_replace(true);
                 Ok(Left::Deferral)
             }
-            Outgoing::HandBack(replacing, count) => {
-                self.outbox.handed_back(delivery, count, self.engine.hand_backs_max()).await?;
+            Outgoing::HandBack(replacing, hand_back) => {
+                self.outbox.handed_back(delivery, &hand_back).await?;
                 replacing.send_replace(true);
                 Ok(Left::HandBack)
             }
