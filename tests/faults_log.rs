@@ -11,7 +11,7 @@ use std::time::Instant;
 use serde_json::json;
 use support::faults::{ACTIONS, Cell};
 use support::tool::{command, tool, tool_fed};
-use support::{PATIENCE, Peer, WorkerProcess, alpha, docker, fresh_directory, inside, wait_until};
+use support::{OwnDecky, PATIENCE, Peer, WorkerProcess, inside, wait_until};
 
 /// What takes no byte more: a write to it fails as on a full disk.
 fn full_disk() -> File {
@@ -64,9 +64,7 @@ async fn a_stopped_reader_of_the_log_costs_lines_which_are_counted_and_nothing_e
     let (worker, mut log) = worker_with_pipe(&cell, "trace");
     read_until(&mut log, "consuming");
     // Nobody reads from here on: this is more than the pipe and the worker hold.
-    cell.publish(ACTIONS).await;
-    cell.goes_on(Instant::now()).await;
-    cell.publish(ACTIONS).await;
+    cell.publish(8 * ACTIONS).await;
     cell.goes_on(Instant::now()).await;
     let (sender, lost) = mpsc::channel();
     std::thread::spawn(move || {
@@ -82,19 +80,18 @@ async fn a_stopped_reader_of_the_log_costs_lines_which_are_counted_and_nothing_e
 /// `deckswain worker 2>&1 | tee log`, and Ctrl-C, which ends `tee` first.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_worker_without_a_log_leaves_nothing_running_in_the_decky() {
-    let (peer, decky) = (Peer::connect().await, alpha());
-    let fifo = format!("{}/fifo", fresh_directory(&decky));
-    inside(&decky, &["mkfifo", &fifo]);
+    let (peer, decky) = (Peer::connect().await, OwnDecky::start());
+    inside(&decky.name, &["mkfifo", "/srv/fifo"]);
     let mut worker = WorkerProcess::start(&peer.prefix, &["--timeout", "2s", "--max-attempts", "1"]);
     let mut results = peer.bind_results("#").await;
-    peer.submit(json!({"kind": "read", "dst_uuid": "d-1", "dst_name": decky, "path": fifo})).await;
-    let runs = || String::from_utf8_lossy(&docker(&["top", &format!("{decky}-ssh")]).stdout).contains(&fifo);
-    wait_until("the read hangs", runs);
+    peer.submit(json!({"kind": "read", "dst_uuid": "d-1", "dst_name": decky.name, "path": "/srv/fifo"}))
+        .await;
+    wait_until("the read hangs", || !decky.processes().is_empty());
     worker.close_log();
     worker.signal("-INT");
     assert_eq!(worker.wait(), 0);
     assert_eq!(results.next_json().await["failure"]["class"], "timeout");
-    assert!(!runs(), "the read goes on inside");
+    assert_eq!(decky.processes(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
