@@ -16,7 +16,7 @@ const ACTIONS: usize = 300;
 
 /// The n-th action and its content; some are too large to share an exec.
 fn plant(deckies: &[OwnDecky], n: usize) -> (Value, String) {
-    let content = format!("content {n}\n").repeat(if n % 10 == 0 { 4000 } else { 1 + n % 50 });
+    let content = format!("content {n}\n").repeat(if n.is_multiple_of(10) { 4000 } else { 1 + n % 50 });
     let decky = &deckies[n % deckies.len()].name;
     (with(file(decky, &format!("/srv/m/f{n}")), json!({"content": content})), content)
 }
