@@ -110,7 +110,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
                     sleep(WAIT_INTERVAL).await;
                 }
                 Ok(fate) => match self.hand_over(&delivery, host, &decky, &fate).await {
-                    Ok(()) => return self.settle_sent_on(delivery).await,
+                    Ok(left) => return self.settle_sent_on(delivery, left).await,
                     Err(_) => sleep(backoff.next_wait()).await,
                 },
                 Err(error) => {
@@ -122,8 +122,8 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
     }
 
     /// Acks what another queue holds now; it may come back as the same message, so nothing is remembered of it.
-    async fn settle_sent_on<S: Settle>(&self, delivery: Delivery<S>) {
-        self.tally.left(Left::HandBack);
+    async fn settle_sent_on<S: Settle>(&self, delivery: Delivery<S>, left: Left) {
+        self.tally.left(left);
         let acked = delivery.settle.ack().await;
         self.tally.settled(acked.is_ok());
         if let Err(error) = acked {
@@ -138,7 +138,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         host: &str,
         decky: &str,
         fate: &Fate,
-    ) -> Result<(), Aborted> {
+    ) -> Result<Left, Aborted> {
         let topology = &self.options.topology;
         let id = Glance::at(&delivery.body).action_id;
         let queue = match fate {
@@ -156,13 +156,14 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
                     finished_at: now,
                 };
                 let grounds = Grounds { reason: "unclaimed", class: "", message: "no host has the decky" };
-                return self.outbox.dead_letter(delivery, grounds, occasion).await.map_err(|_| Aborted);
+                let sent = self.outbox.dead_letter(delivery, grounds, occasion).await;
+                return sent.map(|()| Left::DeadLetter).map_err(|_| Aborted);
             }
         };
         match self.outbox.hand_on(delivery, &queue).await {
             Ok(()) => {
                 debug!(action.id = id, decky.name = decky, queue, "the decky is away: handed on");
-                Ok(())
+                Ok(Left::HandBack)
             }
             Err(error) => {
                 if let Some(residence) = &self.residence
@@ -186,7 +187,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         let mut backoff = Backoff::default();
         while delivery.settle.is_current() {
             match residence.pass(host, marker).await {
-                Ok(true) => return self.settle_sent_on(delivery).await,
+                Ok(true) => return self.settle_sent_on(delivery, Left::HandBack).await,
                 Ok(false) => sleep(WAIT_INTERVAL).await,
                 Err(error) => {
                     debug!("{error}; passing the marker of {} again", marker.decky);
