@@ -91,7 +91,7 @@ async fn others_go_on(mut cell: Cell, arguments: &[&str], poisons: Vec<Poison>) 
     cell.engine.set("deckies", &(0..10).map(|n| format!("web-{n:02}-ssh\tUp 1 hour\n")).collect::<String>());
     let mut worker = cell.worker_starting(arguments);
     worker.wait_for_line(match arguments {
-        ["--local"] => "consuming from 10 decky queues",
+        ["--local", ..] => "for 10 deckies",
         ["--partitions", "4"] => "4 of 4 partitions",
         _ => "consuming from",
     });
@@ -146,11 +146,11 @@ async fn nothing_is_lost_to_unreadable_messages_in_partitions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_to_unreadable_messages_in_the_queues_of_deckies() {
+async fn nothing_is_lost_to_unreadable_messages_in_the_queue_of_a_host() {
     let mut cell = Cell::new("message: unreadable, by host");
-    cell.queues = (0..10).map(|n| format!("decky.web-{n:02}")).collect();
-    // No decky's queue is bound for a routing key that names none.
-    others_go_on(cell, &["--local"], of_kind(|told| !told.contains("routing key"))).await;
+    cell.queues = vec!["host.h1".to_owned()];
+    // A host's queue is not bound for a routing key that names none of its deckies.
+    others_go_on(cell, &["--local", "--host", "h1"], of_kind(|told| !told.contains("routing key"))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

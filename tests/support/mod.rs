@@ -347,7 +347,7 @@ impl Peer {
 
     /// Binds a queue of the test's own to the results.
     pub async fn bind_results(&self, key: &str) -> Inbox {
-        let name = format!("{}.mine.{}", self.prefix, Uuid::new_v4().simple());
+        let name = format!("mine.{}", Uuid::new_v4().simple());
         let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
         self.channel.queue_declare(&name, options, FieldTable::default()).await.expect("declared");
         let exchange = format!("{}.results", self.prefix);
