@@ -43,7 +43,8 @@ impl<S> Delivery<S> {
     /// Whether somebody may have worked on it before.
     #[must_use]
     pub fn is_repeat(&self) -> bool {
-        self.redelivered || self.properties.attempt() > 1
+        // A deferred action may have been sent to a batch whose answers were lost with the engine.
+        self.redelivered || self.properties.attempt() > 1 || self.properties.deferrals() > 0
     }
 }
 

@@ -298,7 +298,8 @@ impl Run {
 
     /// The run that ended so; `trouble` is the engine's part in it and why.
     fn exited(end: &End<'_>, stdout: Captured, trouble: Option<(Cause, String)>) -> Self {
-        let is_refused = matches!(trouble, Some((Cause::NotBegun, _)));
+        // A command that has printed was begun, whatever the client says.
+        let is_refused = matches!(trouble, Some((Cause::NotBegun, _))) && stdout.bytes.is_empty();
         let failure = match trouble {
             Some((_, why)) => Some((FailureClass::Infrastructure, why)),
             None if end.status != 0 => Some((FailureClass::Command, end.said(""))),
@@ -321,6 +322,11 @@ impl Run {
         let said = String::from_utf8_lossy(said);
         let end = End { status, stderr: said.trim() };
         Self::exited(&end, Captured::default(), None)
+    }
+
+    /// The same run, of a command that may have been begun.
+    fn begun(self) -> Self {
+        Self { is_refused: false, ..self }
     }
 
     fn ok(stderr: String) -> Self {

@@ -4,7 +4,7 @@ mod support;
 
 use serde_json::{Value, json};
 use support::hosts::Host;
-use support::{OwnDecky, Peer, WorkerProcess, file, header, with};
+use support::{Inbox, OwnDecky, Peer, WorkerProcess, file, header, with};
 
 /// Long delays: an attempt that is counted shows.
 const RETRIES: [&str; 4] = ["--retry-delays", "1s,2s", "--max-attempts", "3"];
@@ -18,13 +18,11 @@ fn plant(decky: &str, n: usize) -> Value {
 }
 
 /// Takes so many results, all of which are successes at the first attempt.
-async fn all_at_the_first_attempt(peer: &Peer, count: usize) {
-    let mut results = peer.consume("results").await;
+async fn take_at_the_first_attempt(results: &mut Inbox, count: usize) {
     for _ in 0..count {
         let result = results.next_json().await;
         assert_eq!((&result["success"], &result["attempt"]), (&json!(true), &json!(1)), "{result}");
     }
-    assert_eq!(peer.count("dead").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,15 +53,16 @@ async fn a_worker_without_a_usable_engine_takes_nothing_until_the_engine_answers
     let (well, ill) = (Host::with(&decky.name), Host::with(&decky.name));
     ill.goes_away();
     let mut idle = worker(&peer, &ill.client());
-    idle.wait_for_line("circuit open");
+    idle.wait_for_line("circuit open: the engine");
     let mut busy = worker(&peer, &well.client());
     busy.wait_for_line("consuming");
     for n in 0..60 {
         peer.submit(plant(&decky.name, n)).await;
     }
-    all_at_the_first_attempt(&peer, 60).await;
+    take_at_the_first_attempt(&mut peer.consume("results").await, 60).await;
+    assert_eq!(peer.count("dead").await, 0);
     ill.is_back();
-    idle.wait_for_line("circuit closed");
+    idle.wait_for_line("circuit closed: the engine");
     idle.wait_for_line("consuming");
     assert_eq!((idle.stop(), busy.stop()), (0, 0));
 }
@@ -82,16 +81,19 @@ async fn an_engine_that_goes_away_costs_no_action_an_attempt_and_other_workers_t
     for n in 0..60 {
         peer.submit(plant(&decky.name, n)).await;
     }
-    workers[0].wait_for_line("circuit open");
-    for _ in 0..60 {
-        let result = results.next_json().await;
-        assert_eq!((&result["success"], &result["attempt"]), (&json!(true), &json!(1)), "{result}");
-    }
-    assert_eq!(peer.count("dead").await, 0);
+    workers[0].wait_for_line("circuit open: the engine");
+    take_at_the_first_attempt(&mut results, 60).await;
+    // The failures of its absence do not keep the decky's own circuit open.
+    let [mut left, gone] = workers;
+    assert_eq!(gone.stop(), 0);
     ill.is_back();
-    workers[0].wait_for_line("circuit closed");
-    workers[0].wait_for_line("consuming");
-    assert!(workers.into_iter().all(|worker| worker.stop() == 0));
+    left.wait_for_line("circuit closed: the engine");
+    for n in 60..90 {
+        peer.submit(plant(&decky.name, n)).await;
+    }
+    take_at_the_first_attempt(&mut results, 30).await;
+    assert_eq!(peer.count("dead").await, 0);
+    assert_eq!(left.stop(), 0);
 }
 
 #[test]

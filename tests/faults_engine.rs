@@ -21,9 +21,9 @@ async fn nothing_is_lost_while_the_client_program_is_missing() {
     cell.engine.wait_for("end", 80).await;
     cell.engine.missing(true);
     // The actions that are left stay in the queue, or come back to it, and cost no attempt.
-    worker.wait_for_line("circuit open");
+    worker.wait_for_line("circuit open: the engine");
     cell.engine.missing(false);
-    worker.wait_for_line("circuit closed");
+    worker.wait_for_line("circuit closed: the engine");
     cell.goes_on(Instant::now()).await;
     let verdict = cell.end(vec![worker]).await;
     assert!(verdict.run_twice == 0 && verdict.results_twice == 0 && verdict.dead.is_empty());

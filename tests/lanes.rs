@@ -88,7 +88,7 @@ async fn a_later_action_on_the_same_path_does_not_overtake_one_that_is_tried_aga
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_decky_that_is_gone_is_left_in_peace_and_found_again() {
+async fn the_circuit_of_a_decky_that_is_gone_opens_and_closes_once_it_is_back() {
     let mut cell = Cell::new("batches: breaker");
     cell.deckies = 1;
     cell.engine.set("container-stopped", "web-00-ssh");
@@ -98,7 +98,7 @@ async fn a_decky_that_is_gone_is_left_in_peace_and_found_again() {
     for _ in 0..30 {
         cell.publish(1).await;
     }
-    worker.wait_for_line("left in peace for 4 s");
+    worker.wait_for_line("decky circuit open for 4 s");
     // Each of 30 actions has been due several times by now; three failures and a probe a pause were tried.
     let tried = cell.engine.calls("refused").values().sum::<usize>();
     assert!(tried <= 12, "{tried}");
@@ -106,10 +106,10 @@ async fn a_decky_that_is_gone_is_left_in_peace_and_found_again() {
     let refused = tool_fed(&cell, &["submit", "--wait"], &denied.to_string());
     assert!(
         text(&refused.stdout).contains(r#""class":"refused""#),
-        "at once, though the decky is left in peace"
+        "at once, though the circuit of the decky is open"
     );
     cell.engine.clear("container-stopped");
-    worker.wait_for_line("works again");
+    worker.wait_for_line("decky circuit closed");
     cell.engine.wait_for("end", 30).await;
     let verdict = cell.end(vec![worker]).await;
     assert!(verdict.run_twice == 0 && verdict.dead.len() == 1);

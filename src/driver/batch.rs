@@ -207,23 +207,24 @@ impl<R: RunCommand> Driver<R> {
             let Some(ending) = self.exec_batch(&mut lines, &decky, with_python).await? else {
                 return Ok(());
             };
-            if let Ending::Refused(run) = &ending
-                && lines.answered == 0
-            {
+            if let Ending::Refused(run) = &ending {
                 // Without the engine or the container all of them would end the same way.
                 lines.tell_all(run);
                 return Ok(());
             }
             let Some(mut due) = lines.sent.pop_front() else { continue };
             match ending {
-                Ending::TimedOut(run) | Ending::Refused(run) | Ending::CutOff(run) => lines.tell(due, run),
+                Ending::TimedOut(run) | Ending::Refused(run) | Ending::CutOff(run) => {
+                    lines.tell(due, run.begun());
+                }
                 Ending::Broken if lines.batch.may_begin(&due.ticket) => {
                     // Python may be what cannot be relied on there.
                     with_python = false;
                     lines.began = Utc::now();
                     due.change.may_be_made();
                     let run = self.change_by(&due.action, &due.change, with_python).await?;
-                    lines.tell(due, run);
+                    // The broken exec may have begun it.
+                    lines.tell(due, run.begun());
                 }
                 Ending::Broken => lines.batch.not_begun(due.ticket),
             }
@@ -275,7 +276,8 @@ impl<R: RunCommand> Driver<R> {
             }
             Some(Ended::Exited { status, stderr, .. }) => {
                 match self.broken(&container, began, status, &stderr.bytes).await {
-                    Some(run) if run.is_refused => Ending::Refused(run),
+                    // An exec that has answered was begun, whatever the client says.
+                    Some(run) if run.is_refused && lines.answered == 0 => Ending::Refused(run),
                     Some(run) => Ending::CutOff(run),
                     None => {
                         // The line that was due may have left something behind.

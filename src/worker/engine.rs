@@ -62,6 +62,8 @@ struct Known {
     looked_at: Option<Instant>,
     /// Since when the engine has not answered.
     away_since: Option<Instant>,
+    /// When the look began that found the engine back, the last time that it was away.
+    back_at: Option<Instant>,
     /// How many workers consume the shared queue, this one included.
     workers: u32,
 }
@@ -82,6 +84,11 @@ impl EngineWatch {
     /// Whether the engine does not answer.
     pub fn is_open(&self) -> bool {
         *self.open.borrow()
+    }
+
+    /// Whether the engine was away at any time since `began`, as far as its looks tell.
+    pub fn was_away_since(&self, began: Instant) -> bool {
+        self.is_open() || self.known().back_at.is_some_and(|back_at| back_at >= began)
     }
 
     /// Hears of each opening and closing.
@@ -134,7 +141,11 @@ impl EngineWatch {
                 known.shown.clear();
             }
             known.shown.extend(listed.into_iter().map(|listed| listed.name));
-            known.away_since.take()
+            let away_since = known.away_since.take();
+            if away_since.is_some() {
+                known.back_at = Some(began);
+            }
+            away_since
         };
         if let Some(since) = away_since {
             info!("circuit closed: the engine answers after {} s", since.elapsed().as_secs());
@@ -215,8 +226,10 @@ mod tests {
         watch.failed(now, &failure);
         watch.failed(now, &failure);
         assert!(watch.is_open());
-        watch.answered(now, Vec::new());
+        watch.answered(now + PAUSE_FIRST, Vec::new());
         assert!(!watch.is_open());
+        // An attempt that fails while another one's failure is looked into, and the engine is back by then.
+        assert!(watch.was_away_since(now) && !watch.was_away_since(now + PAUSE_FIRST * 2));
     }
 
     #[test]

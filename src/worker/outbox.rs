@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use crate::backoff::Backoff;
@@ -24,6 +27,9 @@ use crate::worker::memory::Answer;
 const MESSAGE_BYTES_MAX: usize = 1024;
 /// So many hand-backs take the shortest delay; after that the worker that has the decky is busy.
 const HAND_BACKS_SOON: u32 = 10;
+/// Over how long further hand-backs of an action are spread, in milliseconds. The broker delivers in turn: two
+/// actions that are published together could go to the wrong one of two workers each time.
+const HAND_BACK_SPREAD_MS: u64 = 250;
 
 /// Publishes what follows from deliveries.
 pub struct Outbox<P> {
@@ -201,6 +207,11 @@ impl<P: Publish> Outbox<P> {
         let mut tell = |name: &str, value| properties.headers.insert(name.to_owned(), value);
         tell(HEADER_HANDED_BACK, HeaderValue::Integer(hand_back.count.into()));
         tell(HEADER_HANDED_BACK_BY, HeaderValue::Text(hand_back.by.clone()));
+        if hand_back.count > 1 {
+            // The standard library seeds each of these anew; no better randomness is needed.
+            let spread = RandomState::new().hash_one(()) % HAND_BACK_SPREAD_MS;
+            sleep(Duration::from_millis(spread)).await;
+        }
         let publication = Publication {
             exchange: &route.exchange,
             routing_key: route.routing_key.as_deref().unwrap_or(&delivery.routing_key),

@@ -22,7 +22,7 @@ use crate::driver::{self, Aborted, Driver, can_share};
 use crate::policy::Policy;
 use crate::result::{Failure, FailureClass, Outcome, WorkerIdentity};
 use crate::subprocess::RunCommand;
-use crate::worker::breaker::Breakers;
+use crate::worker::breaker::{Breakers, Opened};
 use crate::worker::company::{Company, Ticket, Turn};
 use crate::worker::decide::{Decision, decide};
 use crate::worker::engine::{EngineWatch, HandBack};
@@ -185,7 +185,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             Ok(action)
                 if self.may_share(&action, &seen, &first)
                     && has_company()
-                    && self.breakers.may_try(action.executing_decky(), Instant::now()) =>
+                    && self.breakers.may_try(action.executing_decky(), Instant::now()).is_ok() =>
             {
                 self.take_together((action, seen, first), turn).await;
             }
@@ -380,12 +380,13 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         }
         // The last attempt is always made: nothing is given up that was not tried.
         let attempt = delivery.properties.attempt();
-        if attempt >= self.options.attempts_max || self.breakers.may_try(action.executing_decky(), now) {
+        if attempt >= self.options.attempts_max {
             return None;
         }
-        debug!(action.id = %action.id, decky.name = %action.executing_decky(), attempt, "not tried: the decky is left in peace");
+        let failed_at = self.breakers.may_try(action.executing_decky(), now).err()?;
+        debug!(action.id = %action.id, decky.name = %action.executing_decky(), attempt, "not tried: the circuit of the decky is open");
         self.order.waits(action, attempt, topology.retry_delay(attempt), now);
-        Some(Answered::Untried)
+        Some(Answered::CircuitOpen(action.clone(), failed_at))
     }
 
     /// Keeps the order of paths and the state of deckies; before anything else on them is begun.
@@ -397,8 +398,8 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             // Of a decky that another worker's engine has, this one knows nothing.
             Some(FailureClass::Infrastructure) if self.engine.is_elsewhere(decky) => {}
             Some(FailureClass::Infrastructure) => {
-                if let Some(pause) = self.breakers.failed(decky, Instant::now()) {
-                    warn!(decky.name = %decky, "left in peace for {} s: nothing can be done there", pause.as_secs());
+                if let Some(Opened { pause, failures }) = self.breakers.failed(decky, Instant::now()) {
+                    warn!(decky.name = %decky, "decky circuit open for {} s after {failures} consecutive failures", pause.as_secs());
                 }
             }
             // These say nothing of the decky.
@@ -409,8 +410,8 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
                 | FailureClass::Timeout,
             ) => {}
             _ => {
-                if self.breakers.worked(decky) {
-                    info!(decky.name = %decky, "works again");
+                if self.breakers.close(decky) {
+                    info!(decky.name = %decky, "decky circuit closed: commands run there again");
                 }
             }
         }
@@ -436,6 +437,6 @@ pub enum Answered {
     Behind(u32),
     /// Its decky is on another worker's engine.
     HandedBack(HandBack),
-    /// Its decky is left in peace; it comes again as if it had been tried.
-    Untried,
+    /// The circuit of its decky has been open since a failure at this time: a retry without a try.
+    CircuitOpen(Arc<Action>, Instant),
 }

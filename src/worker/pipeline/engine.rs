@@ -19,20 +19,35 @@ use crate::worker::memory::{Seen, Successor};
 pub(super) struct Suspected {
     action: Arc<Action>,
     was_begun: bool,
+    began_at: Instant,
     failed_at: Instant,
 }
 
 impl Suspected {
     /// The suspicion that an answer raises, if it raises one.
     pub(super) fn of(answered: &Answered) -> Option<Self> {
-        let Answered::Now(Judged::Done(action, outcome), _) = answered else { return None };
-        let failure = outcome.failure.as_ref()?;
-        let is_suspect = matches!(failure.class, FailureClass::Infrastructure | FailureClass::Timeout);
-        is_suspect.then(|| Self {
-            action: action.clone(),
-            was_begun: outcome.was_begun,
-            failed_at: Instant::now(),
-        })
+        match answered {
+            Answered::Now(Judged::Done(action, outcome), (started_at, finished_at)) => {
+                let failure = outcome.failure.as_ref()?;
+                if !matches!(failure.class, FailureClass::Infrastructure | FailureClass::Timeout) {
+                    return None;
+                }
+                let failed_at = Instant::now();
+                let took = (*finished_at - *started_at).to_std().unwrap_or_default();
+                let began_at = failed_at.checked_sub(took).unwrap_or(failed_at);
+                Some(Self { action: action.clone(), was_begun: outcome.was_begun, began_at, failed_at })
+            }
+            // The failures that opened the decky's circuit may have been the engine's.
+            Answered::CircuitOpen(action, failed_at) => {
+                let (began_at, failed_at) = (*failed_at, *failed_at);
+                Some(Self { action: action.clone(), was_begun: false, began_at, failed_at })
+            }
+            Answered::Now(Judged::Invalid(_), _)
+            | Answered::Before(_)
+            | Answered::Replaced(..)
+            | Answered::Behind(_)
+            | Answered::HandedBack(_) => None,
+        }
     }
 }
 
@@ -53,8 +68,10 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         Some(Answered::HandedBack(hand_back))
     }
 
-    /// Looks at the engine after a failure; an action that was not begun is then not counted as tried where
-    /// the engine is away, or never had the decky and others may.
+    /// Looks at the engine after a failure.
+    ///
+    /// An action that was not begun does not count an attempt if the engine is or was away, or never had the
+    /// decky and others may.
     pub(super) async fn reconsider<S>(
         &self,
         suspected: Option<Suspected>,
@@ -62,13 +79,18 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         seen: &Seen,
         delivery: &Delivery<S>,
     ) -> Outgoing {
-        let Some(Suspected { action, was_begun, failed_at }) = suspected else { return outgoing };
+        let Some(Suspected { action, was_begun, began_at, failed_at }) = suspected else { return outgoing };
         self.engine.look_after(&self.driver, failed_at).await;
+        let (id, decky) = (action.id, action.executing_decky());
+        let was_away = self.engine.was_away_since(began_at);
+        if was_away {
+            // Failures of the engine say nothing of the decky.
+            self.breakers.close(decky);
+        }
         if was_begun {
             return outgoing;
         }
-        let (id, decky) = (action.id, action.executing_decky());
-        if self.engine.is_open() {
+        if was_away {
             info!(action.id = %id, decky.name = %decky, "deferred: the engine does not answer");
             let delay = self.options.topology.retry_delay(1);
             self.order.ended(&action);

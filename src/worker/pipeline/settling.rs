@@ -96,7 +96,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
             Answered::HandedBack(hand_back) => {
                 return Outgoing::HandBack(replacing(Successor::HandBack), hand_back);
             }
-            Answered::Untried => return Outgoing::Retry(replacing(Successor::Retry), Utc::now()),
+            Answered::CircuitOpen(..) => return Outgoing::Retry(replacing(Successor::Retry), Utc::now()),
         };
         let attempt = delivery.properties.attempt();
         let occasion = Occasion { attempt, redelivered: delivery.redelivered, started_at, finished_at };
