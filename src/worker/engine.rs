@@ -68,6 +68,12 @@ struct Known {
     workers: u32,
 }
 
+impl Known {
+    fn has_others(&self) -> bool {
+        self.workers > 1
+    }
+}
+
 impl Default for EngineWatch {
     fn default() -> Self {
         let (looking, known) = (tokio::sync::Mutex::default(), Mutex::default());
@@ -176,10 +182,15 @@ impl EngineWatch {
         std::mem::replace(&mut self.known().workers, workers) != workers
     }
 
+    /// Whether other workers consume the shared queue.
+    pub fn has_others(&self) -> bool {
+        self.known().has_others()
+    }
+
     /// Whether the engine has never had the decky and other workers may.
     pub fn is_elsewhere(&self, decky: &DeckyName) -> bool {
         let known = self.known();
-        known.workers > 1 && !known.shown.contains(decky)
+        known.has_others() && !known.shown.contains(decky)
     }
 
     /// Whether the engine was asked so lately that a decky it has not shown need not be tried.

@@ -60,7 +60,7 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         now: Instant,
     ) -> Option<Answered> {
         if self.engine.is_open() {
-            self.order.waits_for_decky(action, self.options.topology.retry_delay(1), now);
+            self.keep_order(action, now);
             return Some(Answered::Behind(1));
         }
         let hand_back = self.hand_back(action, delivery).filter(|_| self.engine.is_fresh(now))?;
@@ -92,9 +92,8 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         }
         if was_away {
             info!(action.id = %id, decky.name = %decky, "deferred: the engine does not answer");
-            let delay = self.options.topology.retry_delay(1);
             self.order.ended(&action);
-            self.order.waits_for_decky(&action, delay, Instant::now());
+            self.keep_order(&action, Instant::now());
             return match outgoing.into_replacing() {
                 Ok(replacing) => {
                     self.memory.replacing_otherwise(seen, Successor::Deferral);
@@ -112,6 +111,13 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
         self.order.ended(&action);
         info!(action.id = %id, decky.name = %decky, count = hand_back.count, "handed back: this engine has no such decky");
         Outgoing::HandBack(replacing, hand_back)
+    }
+
+    /// Lets no later action of its decky overtake a deferred one, unless another worker is likely to perform that.
+    fn keep_order(&self, action: &Action, now: Instant) {
+        if !self.engine.has_others() {
+            self.order.waits_for_decky(action, self.options.topology.retry_delay(1), now);
+        }
     }
 
     /// The action's next hand-back, where it can be handed back to other workers.
