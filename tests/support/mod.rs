@@ -96,11 +96,16 @@ impl OwnDecky {
     }
 
     pub fn start_as(name: &str, suffix: &str) -> Self {
+        Self::start_with(name, suffix, &[])
+    }
+
+    /// A decky whose container is started with further options.
+    pub fn start_with(name: &str, suffix: &str, options: &[&str]) -> Self {
         let decky = Self { name: name.to_owned(), suffix: suffix.to_owned() };
         let container = decky.container();
         let (label, image) = (label(), part("DECKSWAIN_TEST_IMAGE"));
-        let output =
-            docker(&["run", "-d", "--name", &container, "--hostname", "app-07", "--label", &label, &image]);
+        let usual = ["run", "-d", "--name", &container, "--hostname", "app-07", "--label", &label];
+        let output = docker(&[&usual, options, &[image.as_str()]].concat());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         wait_until("the decky's sshd is up", || {
             docker(&["exec", &container, "test", "-s", "/run/sshd.pid"]).status.success()
