@@ -178,15 +178,15 @@ async fn a_decky_that_hangs_holds_up_no_other() {
     cell.engine.clear("hang-in");
     let verdict = cell.end(vec![worker]).await;
     assert!(verdict.run_twice == 0 && verdict.results_twice == 0 && verdict.dead.is_empty());
-    let order = cell_order(&verdict.begun, 3);
+    let order = cell_order(&verdict.begun, 10, 3);
     assert_eq!(order.len(), 60);
     assert!(order.is_sorted(), "what was put off kept its order: {order:?}");
 }
 
-/// The numbers of the actions of one decky of a cell, as they began.
-fn cell_order(begun: &[String], decky: usize) -> Vec<usize> {
+/// The numbers of the actions of one of a cell's deckies, as they began.
+fn cell_order(begun: &[String], deckies: usize, decky: usize) -> Vec<usize> {
     let numbers = begun.iter().map(|path| path.rsplit('/').next().unwrap().parse::<usize>().unwrap());
-    numbers.filter(|number| number % 10 == decky).collect()
+    numbers.filter(|number| number % deckies == decky).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -274,8 +274,7 @@ async fn a_decky_that_moves_between_hosts_under_load_keeps_the_order_of_its_acti
     }
     let verdict = cell.end(vec![a, b]).await;
     assert!(verdict.dead.is_empty());
-    let numbers = verdict.begun.iter().map(|path| path.trim_start_matches("/m/").parse::<usize>().unwrap());
-    let numbers = first_runs(&numbers.filter(|number| number % 3 == 1).collect::<Vec<_>>());
+    let numbers = first_runs(&cell_order(&verdict.begun, 3, 1));
     assert_eq!(numbers.len(), published / 3);
     assert!(numbers.is_sorted(), "{numbers:?}");
 }
@@ -319,7 +318,7 @@ async fn a_host_that_dies_leaves_its_queue_to_others() {
     assert!(verdict.dead.is_empty());
     for decky in 0..10 {
         // The actions that ran when the worker was killed run again.
-        let numbers = first_runs(&cell_order(&verdict.begun, decky));
+        let numbers = first_runs(&cell_order(&verdict.begun, 10, decky));
         assert!(numbers.len() == 40 && numbers.is_sorted(), "{numbers:?}");
     }
 }
