@@ -33,6 +33,8 @@ pub struct Waiting<S> {
     pub may_share: bool,
     /// Whether it is run, or sent on.
     pub errand: Errand,
+    /// When it was delivered.
+    pub came_at: Instant,
     /// The delivery.
     pub delivery: Delivery<S>,
 }
@@ -44,7 +46,13 @@ impl<S> Waiting<S> {
         let glance = if is_within { Glance::at(&delivery.body) } else { Glance::default() };
         let may_share = matches!(glance.kind.as_str(), "file" | "edit" | "remove")
             && delivery.body.len() <= SHARED_BODY_BYTES_MAX;
-        Self { decky: glance.executing_decky, may_share, errand: Errand::Run, delivery }
+        Self {
+            decky: glance.executing_decky,
+            may_share,
+            errand: Errand::Run,
+            came_at: Instant::now(),
+            delivery,
+        }
     }
 
     /// Has it sent on when its turn comes.

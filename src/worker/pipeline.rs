@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
+use futures_lite::future::poll_once;
 use tokio::sync::{Notify, watch};
 use tracing::debug;
 
@@ -280,23 +281,35 @@ impl<R: RunCommand, P: Publish> Pipeline<R, P> {
     }
 
     /// Defers a delivery that waits for a decky where nothing moves: others need its place.
-    pub fn put_off<S: Settle>(self: &Arc<Self>, delivery: Delivery<S>, alive: Alive) {
+    ///
+    /// Its message is on its way when this returns, so that deferrals keep their order.
+    pub async fn put_off<S: Settle>(self: &Arc<Self>, delivery: Delivery<S>, alive: Alive) {
         let Decoded { seen, action } = self.decode(&delivery);
+        let pipeline = self.clone();
         let action = match action {
             Ok(action) if delivery.settle.is_current() && matches!(self.decide(&seen), Decision::Run) => {
                 action
             }
             // A message that is not to be run keeps no place.
             action => {
-                let pipeline = self.clone();
                 let decoded = Decoded { seen, action };
                 tokio::spawn(async move { pipeline.take_alone(decoded, delivery, alive).await });
                 return;
             }
         };
+        debug!(action.id = %action.id, "deferred: nothing moves in its decky, and others need its place");
         let delay = self.options.topology.retry_delay(1);
         self.order.waits_for_decky(&action, delay, Instant::now());
-        self.finish(Answered::Behind(1), seen, delivery, alive);
+        let outgoing = self.prepare(Answered::Behind(1), &seen, &delivery);
+        let mut deferral = Box::pin(async move {
+            if let Ok(left) = pipeline.send(outgoing, &delivery).await {
+                pipeline.settle(left, &seen, delivery).await;
+            }
+            drop(alive);
+        });
+        if poll_once(&mut deferral).await.is_none() {
+            tokio::spawn(deferral);
+        }
     }
 
     /// How many actions of one decky may be on their way into it at once.

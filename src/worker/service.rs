@@ -28,6 +28,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(3);
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 /// A decky where nothing has moved for so long gives way to others; an engine with much to start needs seconds.
 const STUCK_TIME: Duration = Duration::from_secs(4);
+/// How long the actions of a decky that arrives keep their places, which others may need: an action that is put off
+/// follows later ones if its decky moves again. A dead host is known after 10 s, and its queue is drained after that.
+const ARRIVAL_TIME_MAX: Duration = Duration::from_secs(20);
 /// How long the ending of what runs may take when stopping at once: both ways of ending inside a decky.
 const ABORT_TIME_MAX: Duration = Duration::from_secs(7);
 /// A consumer that lived this long was no failed attempt to connect.
@@ -232,7 +235,7 @@ impl<R: RunCommand> Service<R> {
                         None => self.open_further(consumer).await?,
                     }
                 }
-                _ = sweeps.tick() => self.put_off_stuck(),
+                _ = sweeps.tick() => self.put_off_stuck().await,
                 _ = checks.tick() => tokio::select! {
                     checked = consumer.check() => self.note_workers(checked?),
                     () = asked(&mut stop_check, Stop::Finish) => return Ok(Until::Stop),
@@ -306,13 +309,14 @@ impl<R: RunCommand> Service<R> {
     }
 
     /// Frees prefetch capacity held by a stuck decky so that other deckies can use it.
-    fn put_off_stuck(&mut self) {
+    async fn put_off_stuck(&mut self) {
         let holds_up = |waiting: &Waiting<AmqpSettle>| waiting.delivery.settle.crowd().is_full();
         let is_run = |waiting: &Waiting<AmqpSettle>| waiting.errand == Errand::Run;
         let mut stuck = self.lanes.take_stuck(STUCK_TIME, holds_up, is_run, self.options.waiting_max);
-        stuck.extend(self.intake.take_held(holds_up));
+        let has_waited_long = |waiting: &Waiting<AmqpSettle>| waiting.came_at.elapsed() >= ARRIVAL_TIME_MAX;
+        stuck.extend(self.intake.take_held(|waiting| has_waited_long(waiting) && holds_up(waiting)));
         for waiting in stuck {
-            self.pipeline.put_off(waiting.delivery, self.lanes.alive());
+            self.pipeline.put_off(waiting.delivery, self.lanes.alive()).await;
         }
     }
 
