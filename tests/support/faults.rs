@@ -154,7 +154,10 @@ impl Cell {
         for _ in 0..actions {
             let (id, n) = (Uuid::new_v4().to_string(), self.paths.len());
             let decky = format!("web-{:02}", n % self.deckies);
-            let path = self.engine.files(&decky).join(format!("{n:05}")).to_str().unwrap().to_owned();
+            let files = self.engine.files(&decky);
+            // Deckies share no directory that two of their first plants could make at once.
+            std::fs::create_dir_all(&files).unwrap();
+            let path = files.join(format!("{n:05}")).to_str().unwrap().to_owned();
             let action = json!({"kind": "file", "dst_uuid": "d-1", "dst_name": decky, "path": path,
                 "content": id, "action_id": id});
             let properties = BasicProperties::default().with_delivery_mode(2);
