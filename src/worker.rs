@@ -17,9 +17,11 @@ mod pipeline;
 mod service;
 mod share;
 mod trial;
+mod weight;
 
 pub use intake::Residents;
 pub use judge::{Judged, judge};
 pub use local::Residence;
 pub use pipeline::{Pipeline, PipelineOptions};
 pub use service::{Service, ServiceOptions, Stop};
+pub use weight::Budget;

@@ -122,6 +122,34 @@ async fn partitions_are_shared_out_and_taken_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn large_bodies_in_all_of_64_partitions_stay_within_the_default_memory() {
+    const DEFAULT_MEMORY_KIB: u64 = 256 * 1024;
+    const ALLOWANCE_KIB: u64 = 40_000;
+    let mut cell = Cell::new("scaling: large bodies, 64 partitions");
+    cell.queues = (0..64).map(|n| format!("partition.{n}")).collect();
+    (cell.partitions, cell.deckies) = (Some(64), 64);
+    let mut worker = cell.worker_starting(&["--partitions", "64", "--timeout", "2m", "--grace", "2m"]);
+    wait_for_share(&mut worker, 64);
+    cell.publish(64).await;
+    cell.engine.wait_for("end", 64).await;
+    // Nothing comes to its end while bodies come into all partitions.
+    cell.engine.set("hang", "");
+    cell.publish_long(64, 4 * 1024 * 1024 - 1000).await;
+    cell.publish(64).await;
+    cell.engine.clear("hang");
+    cell.engine.wait_for("end", 192).await;
+    let peak_kib = worker.memory_peak_kib();
+    println!("peak: {peak_kib} KiB");
+    assert!(peak_kib < DEFAULT_MEMORY_KIB + ALLOWANCE_KIB, "{peak_kib} KiB");
+    let verdict = cell.end(vec![worker]).await;
+    assert!(verdict.run_twice == 0 && verdict.results_twice == 0 && verdict.dead.is_empty());
+    for decky in 0..64 {
+        let order = cell_order(&verdict.begun, 64, decky);
+        assert!(order.len() == 3 && order.is_sorted(), "{order:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_action_that_kills_its_worker_takes_no_other_of_its_partition_with_it() {
     let mut cell = Cell::new("scaling: poison in a partition");
     cell.queues = (0..2).map(|n| format!("partition.{n}")).collect();

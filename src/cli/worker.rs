@@ -13,7 +13,7 @@ use super::settings::{LayoutSettings, RetrySettings, duration, size};
 use super::{BrokerSettings, DriverSettings, EXIT_OK, Failed, log, runtime};
 use crate::broker::{AmqpPublisher, Topology};
 use crate::result::WorkerIdentity;
-use crate::worker::{Pipeline, PipelineOptions, Residence, Service, ServiceOptions, Stop};
+use crate::worker::{Budget, Pipeline, PipelineOptions, Residence, Service, ServiceOptions, Stop};
 
 const AFTER_HELP: &str = "\
 Consumes <prefix>.actions and declares what is missing on the broker; with --partitions
@@ -41,7 +41,7 @@ pub struct Options {
     pub(super) max_attempts: u32,
     #[command(flatten)]
     pub(super) retries: RetrySettings,
-    /// How much memory the bodies of deliveries may take at worst, such as 256MiB or 1GiB
+    /// How much memory the bodies of deliveries may take, such as 256MiB or 1GiB
     #[arg(long, value_name = "SIZE", env = "DECKSWAIN_MEMORY", default_value = "256MiB", value_parser = size)]
     memory: usize,
     /// How long what runs may go on after SIGTERM
@@ -86,6 +86,7 @@ impl Options {
             topology: self.topology()?,
             concurrency,
             prefetch,
+            budget: self.bodies_held(concurrency).budget(self.memory),
             waiting_max: usize::try_from(waiting_max).unwrap_or(usize::MAX),
             grace: self.grace,
         })
@@ -110,17 +111,6 @@ impl Options {
                 .why(format!("one action with the largest content takes {least} MiB"))
                 .hint(format!("--memory {least}MiB, or a smaller --content-max")));
         }
-        if let Some(partitions) = self.layout.partitions
-            && usize::from(partitions) > in_memory
-        {
-            let least = bodies.worst(partitions.into()).div_ceil(MEBIBYTE);
-            return Err(Failed::usage(format!(
-                "--partitions {partitions} is too many for --memory {}MiB",
-                self.memory / MEBIBYTE
-            ))
-            .why(format!("a worker may hold one delivery of each, which at worst takes {least} MiB"))
-            .hint(format!("--memory {least}MiB, a smaller --content-max, or fewer --partitions")));
-        }
         let wanted = u128::from(concurrency) * u128::from(WAITING_PER_LANE);
         let prefetch = wanted.min(in_memory as u128);
         Ok(u16::try_from(prefetch).unwrap_or(u16::MAX))
@@ -143,9 +133,24 @@ impl Bodies {
         self.content_max / 3 * 4 + 4 + MESSAGE_REST_BYTES
     }
 
+    /// The decoded content and the newly encoded message of one that runs.
+    fn copies(&self) -> usize {
+        self.content_max + self.message()
+    }
+
     /// So many held; those that run are decoded and encoded anew on top.
     fn worst(&self, held: usize) -> usize {
-        held * self.message() + self.running.min(held) * (self.content_max + self.message())
+        held * self.message() + self.running.min(held) * self.copies()
+    }
+
+    /// The bound for bodies as they come.
+    fn budget(&self, memory_bytes: usize) -> Budget {
+        Budget {
+            memory_bytes,
+            running: self.running,
+            body_bytes_max: self.message(),
+            copies_bytes_max: self.copies(),
+        }
     }
 
     /// How many fit.

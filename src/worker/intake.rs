@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::company::Waiting;
 use super::local::{Answer, Local, Residence, Start};
 use super::share::{Partition, Step, steps};
 use super::trial::{Admitted, Trial};
+use super::weight::{Budget, Held, Step as Turn, Turns};
 use crate::action::DeckyName;
 use crate::broker::{AmqpConsumer, AmqpSettle, BrokerError, Delivery, Layout, Queue, Topology};
 
@@ -50,6 +51,8 @@ pub struct Intake {
     prefetch: u16,
     residents: Option<Residents>,
     local: Option<Local>,
+    /// The turns of partitions, where there are more than bodies of the largest size fit.
+    turns: Option<Turns>,
     /// How many deliveries of the shared queue are held at most for now: what was delivered before may be
     /// what ended this process's predecessor, so at first they are taken one at a time, then ever more.
     window: u16,
@@ -71,6 +74,7 @@ impl Intake {
     pub fn new(
         topology: Topology,
         prefetch: u16,
+        budget: Budget,
         residents: Option<Residents>,
         residence: Option<Arc<Residence>>,
     ) -> Self {
@@ -80,11 +84,16 @@ impl Intake {
         let (window, trial, quiet_at) = (1, None, None);
         let said = String::new();
         let local = residence.map(|residence| Local::new(&topology, residence));
+        let turns = match topology.layout {
+            Layout::Partitioned(count) if count > prefetch => Some(Turns::new(budget)),
+            Layout::Partitioned(_) | Layout::Shared | Layout::Local => None,
+        };
         Self {
             topology,
             prefetch,
             residents,
             local,
+            turns,
             window,
             pending,
             trial,
@@ -105,6 +114,9 @@ impl Intake {
         (self.quiet_at, self.trial) = (None, None);
         if let Some(local) = &mut self.local {
             local.begin();
+        }
+        if let Some(turns) = &mut self.turns {
+            turns.begin();
         }
         match self.topology.layout {
             Layout::Shared => {
@@ -177,6 +189,7 @@ impl Intake {
             }
         }
         self.open_pending(consumer).await?;
+        self.take_turns(consumer).await?;
         Ok(held)
     }
 
@@ -187,11 +200,13 @@ impl Intake {
     }
 
     /// Whether it matters when deliveries are settled: fewer are taken at once than may be, as those that were
-    /// delivered before may bring workers down; or a parking queue is being emptied.
+    /// delivered before may bring workers down; or partitions take turns; or a parking queue is being emptied.
     pub fn is_careful(&self) -> bool {
         match self.topology.layout {
             Layout::Shared => self.window < self.prefetch,
-            Layout::Partitioned(_) => self.trial.is_some(),
+            Layout::Partitioned(_) => {
+                self.trial.is_some() || self.turns.as_ref().is_some_and(Turns::are_taken)
+            }
             Layout::Local => self.trial.is_some() || self.local.as_ref().is_some_and(Local::is_emptying),
         }
     }
@@ -203,6 +218,11 @@ impl Intake {
         delivery: Incoming,
         consumer: &mut AmqpConsumer,
     ) -> Result<Option<Admitted<AmqpSettle>>, BrokerError> {
+        if let Some(turns) = &mut self.turns
+            && turns.delivered(queue, delivery.body.len())
+        {
+            self.take_turns(consumer).await?;
+        }
         // No worker has been given what lies in a parking queue for the first time.
         if self.topology.parked_decky(queue).is_some()
             && !delivery.redelivered
@@ -236,6 +256,7 @@ impl Intake {
         if let Some(local) = &mut self.local {
             local.note_emptied(consumer);
         }
+        self.take_turns(consumer).await?;
         let Some(trial) = &mut self.trial else { return Ok(VecDeque::new()) };
         let next = trial.advance(consumer.unsettled(&trial.queue));
         if !next.is_empty() {
@@ -265,19 +286,13 @@ impl Intake {
         while self.trial.is_none()
             && let Some(queue) = self.pending.pop_front()
         {
-            let prefetch = self.allot(&queue.name);
-            if prefetch == 0 && self.local.is_some() {
-                // It is opened when another one is given up.
+            let has_room = self.turns.as_ref().is_none_or(|turns| turns.room(&held(consumer)) > 0);
+            let prefetch = if has_room { self.allot(&queue.name) } else { 0 };
+            if prefetch == 0 {
+                // It is opened when another one is given up, or has had its turn.
                 self.allotted.remove(&queue.name);
                 self.pending.push_front(queue);
                 break;
-            }
-            if prefetch == 0 {
-                warn!(
-                    "nothing is taken from {}: --memory allows no more than {} deliveries at once",
-                    queue.name, self.prefetch
-                );
-                continue;
             }
             if self.topology.layout == Layout::Shared {
                 consumer.open(&queue.name, prefetch.min(self.window)).await?;
@@ -300,6 +315,10 @@ impl Intake {
 
     /// How many deliveries of a queue may be held at once.
     fn allot(&mut self, queue: &str) -> u16 {
+        if self.turns.is_some() {
+            self.allotted.insert(queue.to_owned(), 1);
+            return 1;
+        }
         let held: u16 = self.allotted.iter().filter(|(name, _)| *name != queue).map(|(_, held)| *held).sum();
         let left = self.prefetch.saturating_sub(held);
         let wanted = match self.topology.layout {
@@ -334,7 +353,22 @@ impl Intake {
         if self.trial.as_ref().is_some_and(|trial| trial.queue == queue) {
             (self.quiet_at, self.trial) = (None, None);
         }
+        if let Some(turns) = &mut self.turns {
+            turns.forget(queue);
+        }
         consumer.withdraw(queue);
+    }
+
+    /// Pauses and resumes partitions as memory allows.
+    async fn take_turns(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
+        let Some(turns) = &mut self.turns else { return Ok(()) };
+        for step in turns.steps(&held(consumer), self.pending.len()) {
+            match step {
+                Turn::Pause(queue) => consumer.pause(&queue),
+                Turn::Resume(queue) => consumer.open_up(&queue, 1).await?,
+            }
+        }
+        Ok(())
     }
 
     async fn share_out(&mut self, consumer: &mut AmqpConsumer) -> Result<(), BrokerError> {
@@ -348,6 +382,13 @@ impl Intake {
             is_mine: mine.contains(queue.name.as_str()) || is_pending(queue),
             depth,
         };
+        if let Some(turns) = &mut self.turns {
+            let lies = queues.iter().zip(&depths).filter(|(_, depth)| depth.messages > 0);
+            let lies: HashSet<&str> = lies.map(|(queue, _)| queue.name.as_str()).collect();
+            for queue in turns.pass_on(&held(consumer), |queue| lies.contains(queue), self.pending.len()) {
+                consumer.pause(&queue);
+            }
+        }
         let partitions: Vec<Partition> = queues.iter().zip(depths).map(partition).collect();
         // The standard library seeds each of these anew; no better randomness is needed.
         let chance = RandomState::new().hash_one(());
@@ -446,4 +487,10 @@ impl Intake {
             self.said = says;
         }
     }
+}
+
+/// The queues of this worker, and whether a delivery of each is held.
+fn held(consumer: &AmqpConsumer) -> Vec<Held> {
+    let queues = consumer.queues();
+    queues.map(|queue| Held { queue: queue.to_owned(), is_held: consumer.unsettled(queue) > 0 }).collect()
 }

@@ -21,6 +21,7 @@ use crate::worker::lanes::{Lanes, Work};
 use crate::worker::local::{Residence, Start};
 use crate::worker::moves::Errand;
 use crate::worker::trial::Admitted;
+use crate::worker::weight::Budget;
 
 /// How often the broker is asked for a sign of life.
 const CHECK_INTERVAL: Duration = Duration::from_secs(3);
@@ -51,6 +52,8 @@ pub struct ServiceOptions {
     pub concurrency: u16,
     /// How many deliveries are held at once.
     pub prefetch: u16,
+    /// The memory that the bodies of deliveries may take.
+    pub budget: Budget,
     /// How many may wait for one decky, each for all before it to run out of time.
     pub waiting_max: usize,
     /// How long what runs may go on after the first request to stop.
@@ -89,7 +92,8 @@ impl<R: RunCommand> Service<R> {
         residence: Option<Arc<Residence>>,
     ) -> Self {
         let lanes = Lanes::new(Arc::new(Take(pipeline.clone())), options.concurrency.into());
-        let intake = Intake::new(options.topology.clone(), options.prefetch, residents, residence);
+        let intake =
+            Intake::new(options.topology.clone(), options.prefetch, options.budget, residents, residence);
         Self { options, pipeline, abort, stop, lanes, intake }
     }
 

@@ -53,6 +53,10 @@ pub struct Cell {
     /// The queues that are empty when nothing is left to do.
     pub queues: Vec<String>,
     paths: BTreeMap<String, String>,
+    /// The length of each action's content, in bytes.
+    lengths: HashMap<String, usize>,
+    /// Into how many partitions actions are published directly, one after the other.
+    pub partitions: Option<usize>,
     found: Found,
     again: Option<Duration>,
 }
@@ -83,6 +87,8 @@ impl Cell {
             deckies: 10,
             queues: vec!["actions".to_owned()],
             paths: BTreeMap::new(),
+            lengths: HashMap::new(),
+            partitions: None,
             found: Found::default(),
             again: None,
         }
@@ -146,25 +152,33 @@ impl Cell {
 
     /// Publishes so many further actions; gives their ids.
     pub async fn publish(&mut self, actions: usize) -> Vec<String> {
+        self.publish_long(actions, 0).await
+    }
+
+    /// The same with contents of so many bytes.
+    pub async fn publish_long(&mut self, actions: usize, length: usize) -> Vec<String> {
         let (connection, channel) = self.connect().await;
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
-        let exchange = format!("{}.actions", self.prefix);
+        let exchange = self.partitions.map_or_else(|| format!("{}.actions", self.prefix), |_| String::new());
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let mut ids = Vec::new();
         for _ in 0..actions {
             let (id, n) = (Uuid::new_v4().to_string(), self.paths.len());
             let decky = format!("web-{:02}", n % self.deckies);
+            let filling = "-".repeat(length.saturating_sub(id.len()));
             let files = self.engine.files(&decky);
             // Deckies share no directory that two of their first plants could make at once.
             std::fs::create_dir_all(&files).unwrap();
             let path = files.join(format!("{n:05}")).to_str().unwrap().to_owned();
             let action = json!({"kind": "file", "dst_uuid": "d-1", "dst_name": decky, "path": path,
-                "content": id, "action_id": id});
+                "content": format!("{id}{filling}"), "action_id": id});
             let properties = BasicProperties::default().with_delivery_mode(2);
             let body = action.to_string();
-            let key = format!("decky.{decky}");
+            let partition = |count| format!("{}.partition.{}", self.prefix, n % count);
+            let key = self.partitions.map_or_else(|| format!("decky.{decky}"), partition);
             channel.basic_publish(&exchange, &key, options, body.as_bytes(), properties).await.unwrap();
             self.paths.insert(id.clone(), path);
+            self.lengths.insert(id.clone(), length.max(id.len()));
             self.found.open.insert(id.clone());
             ids.push(id);
         }
@@ -299,7 +313,10 @@ impl Cell {
         for (id, path) in &self.paths {
             let planted = self.found.results.get(id).is_some_and(|results| results[0]["success"] == true);
             match std::fs::read_to_string(path) {
-                Ok(content) => assert_eq!(&content, id, "{}: {path}", self.name),
+                Ok(content) => {
+                    assert_eq!(content.trim_end_matches('-'), id, "{}: {path}", self.name);
+                    assert_eq!(content.len(), self.lengths[id], "{}: {path}", self.name);
+                }
                 Err(error) => assert!(!planted, "{}: {path}: {error}", self.name),
             }
         }

@@ -220,6 +220,19 @@ impl AmqpConsumer {
         Ok(())
     }
 
+    /// Takes no more deliveries of an open queue for now, until [`Self::open_up`]; its deliveries are still
+    /// settled, and the queue stays claimed. Waits for no answer.
+    pub fn pause(&self, queue: &str) {
+        let Some(feed) = self.feeds.get(queue) else { return };
+        feed.cancelling.store(true, Ordering::Relaxed);
+        let (channel, tag) = (feed.channel.clone(), feed.tag.clone());
+        tokio::spawn(async move {
+            let cancel = channel.basic_cancel(tag.as_str(), BasicCancelOptions::default());
+            // Where this fails the consumer is gone already.
+            let _ = timeout(ANSWER_TIME_MAX, cancel).await;
+        });
+    }
+
     /// How many deliveries of a queue have come and are not settled.
     pub fn unsettled(&self, queue: &str) -> usize {
         self.feeds.get(queue).map_or(0, |feed| feed.source.life.receiver_count())
