@@ -183,11 +183,21 @@ impl<P: Publish> Outbox<P> {
         after: u32,
         seen_at: DateTime<Utc>,
     ) -> Result<(), Unsent> {
-        let route = self.topology.retry_route(after);
         properties
             .headers
             .entry(HEADER_FIRST_SEEN.to_owned())
             .or_insert_with(|| HeaderValue::Text(rfc3339(seen_at)));
+        self.to_delay_queue(delivery, properties, after).await
+    }
+
+    /// Publishes an action to the delay queue of an attempt.
+    async fn to_delay_queue<S>(
+        &self,
+        delivery: &Delivery<S>,
+        mut properties: Properties,
+        after: u32,
+    ) -> Result<(), Unsent> {
+        let route = self.topology.retry_route(after);
         if let Some((name, value)) = route.header {
             properties.headers.insert(name.to_owned(), HeaderValue::Text(value));
         }
@@ -202,7 +212,6 @@ impl<P: Publish> Outbox<P> {
 
     /// Gives an action to other workers, later and without counting an attempt.
     pub async fn handed_back<S>(&self, delivery: &Delivery<S>, hand_back: &HandBack) -> Result<(), Unsent> {
-        let route = self.topology.retry_route(if hand_back.count <= HAND_BACKS_SOON { 1 } else { 2 });
         let mut properties = delivery.properties.carried_on();
         let mut tell = |name: &str, value| properties.headers.insert(name.to_owned(), value);
         tell(HEADER_HANDED_BACK, HeaderValue::Integer(hand_back.count.into()));
@@ -212,13 +221,8 @@ impl<P: Publish> Outbox<P> {
             let spread = RandomState::new().hash_one(()) % HAND_BACK_SPREAD_MS;
             sleep(Duration::from_millis(spread)).await;
         }
-        let publication = Publication {
-            exchange: &route.exchange,
-            routing_key: route.routing_key.as_deref().unwrap_or(&delivery.routing_key),
-            properties: &properties,
-            body: &delivery.body,
-        };
-        self.publish_until_confirmed(publication).await
+        let after = if hand_back.count <= HAND_BACKS_SOON { 1 } else { 2 };
+        self.to_delay_queue(delivery, properties, after).await
     }
 
     /// Publishes an action as it is to a queue, once.
